@@ -1,0 +1,178 @@
+"""`python -m wuwan_worker`: one worker process.
+
+The socket to listen on comes from outside, so that it exists before the worker does and clients
+can queue at it while the model loads:
+
+--listen-fd N       inherited, already listening (launcher `local`)
+--adopt PATH        connect to the launcher's socket at PATH and receive it (launcher `docker`)
+--listen NAME       an abstract socket of that name in this network namespace (the exec channel)
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from wuwan_worker import __version__, bundle, cores, protocol
+from wuwan_worker.lifecycle import GRACE, Lifecycle
+from wuwan_worker.protocol import Adopt, FatalCode, FrameDecoder
+from wuwan_worker.server import Identity, Server, peer_uid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger("wuwan_worker")
+
+ADOPT_TIMEOUT = 20.0  # seconds
+EXIT_MODEL = 65  # EX_DATAERR, sysexits(3): the bundle is of no use, trying again will not help
+EXIT_BACKEND = 70  # EX_SOFTWARE
+EXIT_SOCKET = 71  # EX_OSERR
+LOG_LINES = 500
+
+
+class _Ring(logging.Handler):
+    """Keeps the last log lines for `wuwan logs`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.extend(self.format(record).splitlines())
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="wuwan_worker", description=__doc__.splitlines()[0])
+    sockets = parser.add_mutually_exclusive_group(required=True)
+    sockets.add_argument("--listen-fd", type=int, metavar="N")
+    sockets.add_argument("--adopt", metavar="PATH")
+    sockets.add_argument("--listen", metavar="NAME")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--runner", default="local")
+    parser.add_argument("--model", default="imagenet-zh", help="bundle name or directory")
+    parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--ttl", type=float, default=30.0, help="seconds")
+    parser.add_argument("--grace", type=float, default=GRACE, help="seconds")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser.parse_args(argv)
+
+
+def _listener(arguments: argparse.Namespace) -> tuple[socket.socket, int]:
+    """The listening socket, and the user whose clients are served."""
+    if arguments.listen_fd is not None:
+        return socket.socket(fileno=arguments.listen_fd), os.getuid()
+    if arguments.adopt is not None:
+        return _adopt(arguments.adopt)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(f"\0{arguments.listen}")
+    sock.listen(512)
+    return sock, os.getuid()
+
+
+def _adopt(path: str) -> tuple[socket.socket, int]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
+        launcher.settimeout(ADOPT_TIMEOUT)
+        launcher.connect(path)
+        decoder = FrameDecoder()
+        while True:
+            data, descriptors = protocol.receive(launcher)
+            if not data:
+                raise OSError("the launcher closed its socket before it handed one over")
+            for frame in decoder.feed(data, descriptors):
+                if isinstance(frame.message, Adopt) and len(frame.descriptors) == 1:
+                    # The owner is whoever launched us, as this user namespace sees them.
+                    return socket.socket(fileno=frame.descriptors[0]), peer_uid(launcher)
+                frame.close()
+
+
+def _load(server: Server, model: bundle.Bundle, backend_name: str) -> None:
+    """Load libraries and weights; the loader thread's work."""
+    try:
+        # Imported here: they take most of the start-up, and clients can queue meanwhile.
+        from wuwan_worker import backends
+        from wuwan_worker.engine import Engine
+        from wuwan_worker.ranking import Ranking
+
+        threads = cores.available()
+        engine = Engine(
+            server.jobs,
+            spec=model.input,
+            ranking=Ranking(bundle.read_labels(model)),
+            decode_threads=threads,
+            answer=server.answer,
+            failed=lambda error: server.fail(
+                FatalCode.BACKEND, f"inference failed: {error}", EXIT_BACKEND
+            ),
+        )
+        engine.start_decoding()
+        backend = backends.load(backend_name, model, threads=threads)
+        engine.start(backend)
+        server.loaded(backend.device, backend.gpu_memory)
+    except Exception as error:
+        log.exception("the model does not load")
+        server.fail(FatalCode.MODEL, str(error), EXIT_MODEL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a worker until its life is over; the exit code."""
+    arguments = _arguments(argv)
+    ring = _Ring()
+    console = logging.StreamHandler(sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[console, ring],
+    )
+    # Clients pass many descriptors; the soft limit is often 1024.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+    try:
+        listener, owner = _listener(arguments)
+    except (OSError, protocol.ProtocolError) as error:
+        log.error("no socket to listen on: %s", error)
+        return EXIT_SOCKET
+    try:
+        model = bundle.load(bundle.find(arguments.model))
+    except bundle.BundleError as error:
+        log.error("%s", error)
+        listener.close()
+        return EXIT_MODEL
+    server = Server(
+        listener,
+        Identity(
+            name=arguments.name,
+            model=model.name,
+            fingerprint=model.fingerprint,
+            runner=arguments.runner,
+        ),
+        Lifecycle(ttl=arguments.ttl, grace=arguments.grace),
+        owner=owner,
+        log_lines=ring.lines,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.drain())
+    loader = threading.Thread(
+        target=_load, args=(server, model, arguments.backend), name="loader", daemon=True
+    )
+    loader.start()
+    started = time.monotonic()
+    code = server.run()
+    log.info("gone after %.1f s, exit code %d", time.monotonic() - started, code)
+    return code
+
+
+if __name__ == "__main__":
+    # Threads may be inside native code that never returns (a hung decoder): the process must end
+    # all the same, and nothing is left to flush.
+    exit_code = main()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,200 @@
+"""Model bundles: a directory with `bundle.toml`, weights and `labels.tsv`.
+
+Reading a bundle's description needs the standard library alone, so the CLI can list and check
+bundles without loading a model library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "bundle.toml"
+LABELS = "labels.tsv"
+EMBEDDED = Path(__file__).parent / "bundles"
+
+
+class BundleError(Exception):
+    """A bundle is missing or not as its manifest says. The message names the bundle and the cure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """How an image becomes the network's input."""
+
+    name: str
+    size: int  # pixels, square
+    resize: int  # pixels of the shorter side before the centre crop
+    interpolation: str  # "bilinear" or "bicubic"
+    mean: tuple[float, float, float]  # of RGB in 0..1
+    std: tuple[float, float, float]
+
+    @property
+    def crop_fraction(self) -> float:
+        """The side of the square crop as a fraction of the image's shorter side."""
+        return self.size / self.resize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle's manifest."""
+
+    root: Path
+    name: str
+    version: str
+    description: str
+    architecture: str
+    license: str
+    source: str
+    backends: dict[str, str]  # backend name -> weights file
+    input: InputSpec
+    output_name: str
+    classes: int
+    activation: str  # still to be applied to the output: "none", "softmax" or "sigmoid"
+    files: dict[str, str]  # file name -> sha256
+    fingerprint: str  # sha256 of the manifest, which holds the sha256 of all other files
+
+    def weights(self, backend: str) -> Path:
+        """The weights file for that backend.
+
+        Raises:
+            BundleError: if the bundle has none.
+        """
+        if backend not in self.backends:
+            known = ", ".join(self.backends) or "none"
+            raise BundleError(
+                f"bundle {self.name} has no weights for backend {backend} (has: {known})"
+            )
+        return self.root / self.backends[backend]
+
+    def verify(self) -> None:
+        """Compare every file with its sha256.
+
+        Raises:
+            BundleError: naming the first file that is missing or differs.
+        """
+        for name, expected in self.files.items():
+            try:
+                with (self.root / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise BundleError(f"bundle {self.name}: {name}: {error.strerror}") from None
+            if found != expected:
+                raise BundleError(
+                    f"bundle {self.name}: {name} has sha256 {found[:12]}…, its manifest says "
+                    f"{expected[:12]}…; install the bundle again"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One output's label."""
+
+    label: str
+    id: str
+    broader: tuple[str, ...]  # nearest first
+
+
+def load(root: Path) -> Bundle:
+    """Read the manifest in `root`.
+
+    Raises:
+        BundleError: if there is none, or a field is missing or of the wrong kind.
+    """
+    manifest = root / MANIFEST
+    try:
+        raw = manifest.read_bytes()
+    except OSError as error:
+        raise BundleError(f"no model bundle at {root}: {error.strerror}") from None
+    try:
+        content = tomllib.loads(raw.decode())
+        return _parse(root, content, hashlib.sha256(raw).hexdigest())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{manifest} is not valid TOML: {error}") from None
+    except KeyError as error:
+        raise BundleError(f"{manifest} lacks {error}") from None
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{manifest}: {error}") from None
+
+
+def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
+    shape, output = content["input"], content["output"]
+    mean, std = (tuple(map(float, shape[key])) for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError("input.mean and input.std need three numbers each")
+    if shape["interpolation"] not in ("bilinear", "bicubic"):
+        raise ValueError(f"input.interpolation {shape['interpolation']!r} is not known")
+    if output["activation"] not in ("none", "softmax", "sigmoid"):
+        raise ValueError(f"output.activation {output['activation']!r} is not known")
+    return Bundle(
+        root=root,
+        name=str(content["name"]),
+        version=str(content["version"]),
+        description=str(content["description"]),
+        architecture=str(content["architecture"]),
+        license=str(content["license"]),
+        source=str(content["source"]),
+        backends={str(key): str(value) for key, value in content["backends"].items()},
+        input=InputSpec(
+            name=str(shape["name"]),
+            size=int(shape["size"]),
+            resize=int(shape["resize"]),
+            interpolation=str(shape["interpolation"]),
+            mean=mean,
+            std=std,
+        ),
+        output_name=str(output["name"]),
+        classes=int(output["classes"]),
+        activation=str(output["activation"]),
+        files={str(key): str(value) for key, value in content["files"].items()},
+        fingerprint=fingerprint,
+    )
+
+
+def find(name: str) -> Path:
+    """The directory of the bundle of that name, or `name` itself where it is a path.
+
+    Raises:
+        BundleError: if there is no such bundle.
+    """
+    if "/" in name:
+        return Path(name).resolve()
+    root = EMBEDDED / name
+    if not (root / MANIFEST).is_file():
+        known = ", ".join(embedded())
+        raise BundleError(f"no model named {name!r}; there is: {known}")
+    return root
+
+
+def embedded() -> list[str]:
+    """The names of the bundles that come with this installation."""
+    return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{MANIFEST}"))
+
+
+def read_labels(bundle: Bundle) -> list[Label]:
+    """The labels in output order, `bundle.classes` of them.
+
+    Raises:
+        BundleError: if the file is missing, a row is malformed or out of order, or the number of
+            rows is not the number of outputs.
+    """
+    path = bundle.root / LABELS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: {error}") from None
+    if not lines or lines[0].split("\t") != ["index", "label", "id", "broader"]:
+        raise BundleError(f"{path}: the first line must be: index label id broader (tabs)")
+    labels: list[Label] = []
+    for number, line in enumerate(lines[1:]):
+        cells = line.split("\t")
+        if len(cells) != 4 or cells[0] != str(number):
+            raise BundleError(f"{path}:{number + 2}: expected index {number} and four columns")
+        broader = tuple(filter(None, cells[3].split("|")))
+        labels.append(Label(cells[1], cells[2], broader))
+    if len(labels) != bundle.classes:
+        raise BundleError(f"{path}: {len(labels)} labels for {bundle.classes} outputs")
+    return labels

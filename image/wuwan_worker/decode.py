@@ -1,0 +1,247 @@
+"""From an open descriptor to the pixels that the network sees.
+
+Every image here may be hostile: formats are an explicit allow-list, sizes are checked before any
+pixel is decoded, and whatever goes wrong becomes an `ItemError` for this image alone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pillow_heif
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from wuwan_worker.protocol import ErrorCode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from wuwan_worker.bundle import InputSpec
+
+pillow_heif.register_heif_opener(thumbnails=False)
+
+# PS and EPS run a program (Ghostscript), and dozens of rare formats have rarely tested decoders.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
+# The largest phone sensors give 200 megapixels; 20,000 x 20,000 is over this.
+MAX_PIXELS = 2**28
+MAX_BYTES = 512 * 1024 * 1024
+# Images over this are decoded one at a time, so that several at once do not add up to more than
+# the container's memory limit.
+LARGE_PIXELS = 32 * 1024 * 1024
+
+# What other formats begin with, to say "unsupported" rather than "not an image".
+_OTHER_FORMATS = (
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
+    (b"%PDF", "PDF"),
+    (b"8BPS", "Photoshop"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"<svg", "SVG"),
+    (b"gimp xcf", "GIMP"),
+    (b"\x00\x00\x01\x00", "ICO"),
+    (b"DDS ", "DDS"),
+    (b"FUJIFILMCCD-RAW", "Fujifilm RAW"),
+)
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_EXIF_ORIENTATION = 0x0112
+_SWAPS_SIDES = {5, 6, 7, 8}
+
+Image.MAX_IMAGE_PIXELS = None  # `_check_size` is stricter and says so in our words
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pillow warns of odd metadata; a library's warning is no news to the person who tags photos.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_large = threading.Lock()
+
+
+class ItemError(Exception):
+    """One image cannot be labelled; `code` and the message go into its record."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image ready for the network."""
+
+    pixels: NDArray[np.uint8]  # (size, size, 3), RGB
+    width: int  # of the original, as displayed (after EXIF orientation), in pixels
+    height: int
+
+
+def decode(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded:
+    """Read, decode, orient, crop and scale one image. Does not close the descriptor.
+
+    Args:
+        descriptor: an open file; its offset does not matter.
+        spec: the network's input.
+        exact: the reference way (full decode, then resize, then crop) instead of the fast one
+            (reduced-scale JPEG decode, then crop and resize in one step).
+
+    Raises:
+        ItemError: whatever is wrong with the image.
+    """
+    data = _read(descriptor)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > LARGE_PIXELS:
+                with _large:
+                    return _prepare(image, spec, exact)
+            return _prepare(image, spec, exact)
+    except ItemError:
+        raise
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except MemoryError:
+        raise ItemError(ErrorCode.TOO_LARGE, "not enough memory to decode the image") from None
+    except Exception as error:  # Pillow's decoders raise whatever their parsers stumble on
+        raise ItemError(ErrorCode.TRUNCATED, _reason(error)) from None
+
+
+def _read(descriptor: int) -> bytes:
+    """The whole file. Not mmap: a file cut while it is mapped kills the process (SIGBUS)."""
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_BYTES:
+            raise ItemError(
+                ErrorCode.TOO_LARGE, f"{size:,} bytes; the limit is {MAX_BYTES:,} bytes"
+            )
+        chunks, offset = [], 0
+        while chunk := os.pread(descriptor, size + 1 - offset, offset):
+            chunks.append(chunk)
+            offset += len(chunk)
+            if offset > size:  # it grows while we read: what was there at the start is enough
+                break
+    except OSError as error:
+        raise ItemError(ErrorCode.UNREADABLE, error.strerror or str(error)) from None
+    if not offset:
+        raise ItemError(ErrorCode.NOT_AN_IMAGE, "the file is empty")
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _prepare(image: Image.Image, spec: InputSpec, exact: bool) -> Decoded:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ItemError(
+            ErrorCode.TOO_LARGE,
+            f"{width} x {height} pixels; the limit is {MAX_PIXELS // 2**20} megapixels",
+        )
+    orientation = _orientation(image)
+    resampling = _RESAMPLING[spec.interpolation]
+    if exact:
+        square = _exact(image, spec, resampling)
+    else:
+        # The decoder may scale by 1/2, 1/4 or 1/8 as long as the shorter side keeps `resize`
+        # pixels: libjpeg then skips most of the inverse DCT.
+        scale = spec.resize / min(width, height)
+        image.draft("RGB", (int(width * scale), int(height * scale)))
+        square = _crop_and_resize(image, spec, resampling)
+    pixels = np.asarray(_oriented(square, orientation))
+    if orientation in _SWAPS_SIDES:
+        width, height = height, width
+    return Decoded(pixels, width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    # pillow-heif has applied the orientation and says so by having removed it from the EXIF data.
+    if "exif" not in image.info and image.format not in ("TIFF", "PNG", "WEBP"):
+        return 1
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata must not cost the photo its labels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _oriented(image: Image.Image, orientation: int) -> Image.Image:
+    """The square crop is its own crop in every orientation, so turning may come last."""
+    method = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _crop_and_resize(
+    image: Image.Image, spec: InputSpec, resampling: Image.Resampling
+) -> Image.Image:
+    width, height = image.size
+    side = min(width, height) * spec.crop_fraction
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    size = (spec.size, spec.size)
+    # RGB, RGBA and L can be scaled as they are, which leaves little to convert; a palette, 16 bits
+    # or CMYK cannot be interpolated or would need a table each.
+    image = image if image.mode in ("RGB", "RGBA", "L") and not _keyed(image) else _rgb(image)
+    return _rgb(image.resize(size, resampling, box=box, reducing_gap=2.0))
+
+
+def _exact(image: Image.Image, spec: InputSpec, resampling: Image.Resampling) -> Image.Image:
+    image = _rgb(image)
+    scale = spec.resize / min(image.size)
+    width, height = (max(spec.size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), resampling)
+    left, top = (width - spec.size) // 2, (height - spec.size) // 2
+    return image.crop((left, top, left + spec.size, top + spec.size))
+
+
+def _keyed(image: Image.Image) -> bool:
+    return "transparency" in image.info
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As RGB, transparency over white, 16 bits scaled to 8."""
+    if image.mode == "RGB" and not _keyed(image):
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _from_deep(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or _keyed(image):
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """16-bit and float greyscale. Pillow's own conversion clips it at 255, which gives white."""
+    values = np.asarray(image).astype(np.float32)
+    top = 1.0 if image.mode == "F" and values.max(initial=0.0) <= 1.0 else 65535.0
+    if image.mode == "I" and values.max(initial=0.0) <= 255:
+        top = 255.0
+    grey = np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _unidentified(data: bytes) -> ItemError:
+    head = data[:64].lstrip()
+    if head.startswith(b"<?xml") and b"<svg" in data[:1024]:
+        return ItemError(ErrorCode.UNSUPPORTED, "SVG is not supported")
+    for magic, name in _OTHER_FORMATS:
+        if head.startswith(magic):
+            return ItemError(ErrorCode.UNSUPPORTED, f"{name} is not supported")
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF")):
+        return ItemError(ErrorCode.TRUNCATED, "the image's header is cut short or damaged")
+    return ItemError(ErrorCode.NOT_AN_IMAGE, "not an image in a known format")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if "truncated" in text else f"damaged image data: {text}"
+
+

@@ -1,0 +1,173 @@
+"""Decode, batch, infer, rank: the threads between a queue of descriptors and answers.
+
+    queue ──► decode threads ──► open batch ──► infer threads ──► answers
+    (fair)    one a core         (bounded)      one a stream
+
+Decoders fill the slots of the batch that is open; an infer thread takes it as soon as it is free,
+full or not. So under load batches fill by themselves, across clients, and a single image never
+waits for company.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wuwan_worker import decode
+from wuwan_worker.decode import ItemError
+from wuwan_worker.protocol import close_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from wuwan_worker.backends import Backend
+    from wuwan_worker.bundle import InputSpec
+    from wuwan_worker.jobs import FairQueue, Job
+    from wuwan_worker.ranking import Ranking
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Slot:
+    job: Job
+    width: int
+    height: int
+
+
+class _Batch:
+    """A buffer that decoders fill and one inference takes."""
+
+    def __init__(self, capacity: int, size: int) -> None:
+        self.pixels: NDArray[np.uint8] = np.empty((capacity, size, size, 3), np.uint8)
+        self.slots: list[_Slot] = []
+
+    def add(self, slot: _Slot, pixels: NDArray[np.uint8]) -> None:
+        self.pixels[len(self.slots)] = pixels
+        self.slots.append(slot)
+
+    @property
+    def full(self) -> bool:
+        return len(self.slots) == len(self.pixels)
+
+
+class Engine:
+    """Owns the threads. `answer` is called from them, with the client and its result items."""
+
+    def __init__(
+        self,
+        queue: FairQueue,
+        *,
+        spec: InputSpec,
+        ranking: Ranking,
+        decode_threads: int,
+        answer: Callable[[int, list[dict[str, Any]]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """`failed` is told when the backend raises: the worker must then be discarded."""
+        self._spec = spec
+        self._ranking = ranking
+        self._answer = answer
+        self._failed = failed
+        self._queue = queue
+        self._changed = threading.Condition()
+        self._open: _Batch | None = None
+        self._free: list[_Batch] = []
+        self._closing = False
+        self._decode_threads = decode_threads
+        self._threads: list[threading.Thread] = []
+        self._decoders_left = 0
+
+    def start(self, backend: Backend) -> None:
+        """Begin to infer. Decoding of what is queued begins at `start_decoding`."""
+        size = self._spec.size
+        with self._changed:
+            # One batch being inferred for each stream, and one being filled.
+            self._free = [_Batch(backend.batch_size, size) for _ in range(backend.streams + 1)]
+            self._open = self._free.pop()
+            self._changed.notify_all()
+        for number in range(backend.streams):
+            self._spawn(f"infer-{number}", self._infer_loop, backend)
+
+    def start_decoding(self) -> None:
+        """Begin to decode; may come before the backend is there."""
+        self._decoders_left = self._decode_threads
+        for number in range(self._decode_threads):
+            self._spawn(f"decode-{number}", self._decode_loop)
+
+    def _spawn(self, name: str, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def close(self, timeout: float) -> None:
+        """Finish what is queued, then end the threads; wait for each at most `timeout` seconds."""
+        self._queue.close()
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _decode_loop(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                image = decode.decode(job.descriptor, self._spec, exact=job.options.exact)
+            except ItemError as error:
+                item = {"id": job.id, "error": {"code": str(error.code), "message": str(error)}}
+                self._answer(job.client, [item])
+                continue
+            finally:
+                close_all((job.descriptor,))
+            with self._changed:
+                while self._open is None or self._open.full:
+                    self._changed.wait()
+                self._open.add(_Slot(job, image.width, image.height), image.pixels)
+                self._changed.notify_all()
+        with self._changed:
+            self._decoders_left -= 1
+            self._closing = self._decoders_left == 0
+            self._changed.notify_all()
+
+    def _take(self) -> _Batch | None:
+        with self._changed:
+            while self._open is None or not self._open.slots:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            batch, self._open = self._open, self._free.pop()
+            self._changed.notify_all()
+            return batch
+
+    def _give_back(self, batch: _Batch) -> None:
+        batch.slots.clear()
+        with self._changed:
+            self._free.append(batch)
+
+    def _infer_loop(self, backend: Backend) -> None:
+        while (batch := self._take()) is not None:
+            slots = batch.slots
+            try:
+                probabilities = backend.infer(batch.pixels[: len(slots)])
+                answers: dict[int, list[dict[str, Any]]] = {}
+                for slot, row in zip(slots, probabilities, strict=True):
+                    answers.setdefault(slot.job.client, []).append(self._item(slot, row))
+            except BaseException as error:
+                log.exception("inference failed")
+                self._failed(error)
+                return
+            self._give_back(batch)
+            for client, items in answers.items():
+                self._answer(client, items)
+
+    def _item(self, slot: _Slot, row: NDArray[np.float32]) -> dict[str, Any]:
+        options = slot.job.options
+        return {
+            "id": slot.job.id,
+            "width": slot.width,
+            "height": slot.height,
+            "labels": self._ranking.top(row, options.top_k, options.min_score),
+        }

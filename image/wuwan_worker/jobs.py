@@ -1,0 +1,86 @@
+"""What clients want labelled, in one queue where a small client never waits behind a huge one."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one client wants its images labelled."""
+
+    top_k: int
+    min_score: float
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image of one client. Whoever takes the job closes the descriptor."""
+
+    client: int
+    id: int
+    descriptor: int
+    options: Options
+
+
+class FairQueue:
+    """First in, first out for each client; clients take turns, one job a turn.
+
+    With n clients waiting, a client's next job is served within n jobs.
+    """
+
+    def __init__(self) -> None:
+        self._queues: OrderedDict[int, deque[Job]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def put(self, client: int, jobs: Iterable[Job]) -> None:
+        """Append a client's jobs."""
+        with self._changed:
+            queue = self._queues.setdefault(client, deque())
+            before = len(queue)
+            queue.extend(jobs)
+            self._length += len(queue) - before
+            if not queue:
+                del self._queues[client]
+            self._changed.notify(len(queue) - before)
+
+    def get(self) -> Job | None:
+        """The next job, waiting for one; None once the queue is closed and empty."""
+        with self._changed:
+            while not self._queues:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            client, queue = next(iter(self._queues.items()))
+            job = queue.popleft()
+            self._length -= 1
+            if queue:
+                self._queues.move_to_end(client)
+            else:
+                del self._queues[client]
+            return job
+
+    def discard(self, client: int) -> list[Job]:
+        """Remove and return what a client has waiting."""
+        with self._changed:
+            jobs = list(self._queues.pop(client, ()))
+            self._length -= len(jobs)
+            return jobs
+
+    def close(self) -> None:
+        """Let `get` return None when nothing is left."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

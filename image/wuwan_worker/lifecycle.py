@@ -1,0 +1,126 @@
+"""When a worker changes its state, and when it ends. The one place that says so.
+
+::
+
+                 model loaded        image arrives          no client, no work
+    (start) ► STARTING ─────────► READY ─────────► BUSY ──┐  for `ttl` seconds
+                  │                 ▲ ▲              │     │        │
+                  │                 │ └──────────────┘     │        ▼
+                  │                 │   all answered       │      GONE
+                  │     image       │                      │        ▲
+                  │     arrives   PARKED ◄── idle `park_after` s    │
+                  │   (weights up)  (GPU only)                      │ all answered
+                  └───────────── SIGTERM, Stop ──────► DRAINING ────┘
+
+STARTING  the socket takes clients and images; the model is being loaded.
+READY     the model is loaded, nothing to do.
+BUSY      images are queued, in decoders or in inference.
+PARKED    (GPU) the weights wait in host memory, the GPU's memory is given back.
+DRAINING  no new client, no new image; what was received is answered.
+GONE      the process has ended. Nothing of it is left: its name was an abstract socket.
+
+The TTL counts from the last completion or the last client's leaving, whichever is later, and
+never with an image or a client present. A worker that no client ever came to ends after
+`GRACE` seconds: its launcher may have died.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from wuwan_worker.protocol import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A launcher connects before its worker is even up, so half a minute without anyone means that the
+# launcher is gone. Longer than the TTL default would keep an orphan longer than a used worker.
+GRACE = 30.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Lifecycle:
+    """The state of one worker. Owned by the server's thread; nobody else touches it."""
+
+    ttl: float  # seconds
+    grace: float = GRACE  # seconds
+    now: Callable[[], float] = time.monotonic
+    clients: int = 0  # that are connected to tag
+    unanswered: int = 0  # images received and not answered
+    _loaded: bool = False
+    _parked: bool = False
+    _draining: bool = False
+    _visited: bool = False
+    _idle_since: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        self._idle_since = self.now()
+
+    @property
+    def state(self) -> State:
+        """Where the worker is in its life."""
+        if self._draining:
+            return State.DRAINING
+        if not self._loaded:
+            return State.STARTING
+        if self.unanswered:
+            return State.BUSY
+        return State.PARKED if self._parked else State.READY
+
+    @property
+    def idle(self) -> bool:
+        """Nobody is here and nothing is to be done."""
+        return not self.clients and not self.unanswered
+
+    @property
+    def idle_for(self) -> float | None:
+        """Seconds since the worker became idle; None while it is not."""
+        return self.now() - self._idle_since if self.idle else None
+
+    @property
+    def ttl_left(self) -> float | None:
+        """Seconds until an idle worker ends; None while it is not idle."""
+        idle_for = self.idle_for
+        if idle_for is None:
+            return None
+        limit = self.ttl if self._visited else max(self.ttl, self.grace)
+        return max(0.0, limit - idle_for)
+
+    @property
+    def over(self) -> bool:
+        """Whether the worker should end now."""
+        if self._draining:
+            return self.unanswered == 0
+        return self.ttl_left == 0.0
+
+    def loaded(self) -> None:
+        """The model is there. An idle worker's TTL begins anew: loading is not idling."""
+        self._loaded = True
+        self._idle_since = self.now()
+
+    def client_came(self, ttl: float | None) -> None:
+        """A client begins to tag; the newest client's TTL holds."""
+        self.clients += 1
+        self._visited = True
+        if ttl is not None:
+            self.ttl = ttl
+
+    def client_left(self) -> None:
+        """A tagging client's connection has ended."""
+        self.clients -= 1
+        self._idle_since = self.now()
+
+    def images_came(self, count: int) -> None:
+        """Images were received."""
+        self.unanswered += count
+
+    def images_done(self, count: int) -> None:
+        """Images were answered, or forgotten with their client."""
+        self.unanswered -= count
+        self._idle_since = self.now()
+
+    def drain(self) -> None:
+        """End as soon as everything received is answered."""
+        self._draining = True

@@ -1,0 +1,477 @@
+"""The worker's one I/O thread: accepts clients, reads frames, writes answers, keeps the time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import socket
+import struct
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from wuwan_worker import protocol
+from wuwan_worker.jobs import FairQueue, Job, Options
+from wuwan_worker.protocol import (
+    Adopt,
+    DescriptorError,
+    Done,
+    End,
+    Fatal,
+    FatalCode,
+    Frame,
+    FrameDecoder,
+    Hello,
+    Images,
+    Logs,
+    LogsRequest,
+    Message,
+    ProtocolError,
+    Results,
+    Status,
+    StatusRequest,
+    Stop,
+    Stopping,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from wuwan_worker.lifecycle import Lifecycle
+
+log = logging.getLogger(__name__)
+
+# A few batches: enough that decoding never waits for the client, little enough that the queue in
+# front of another client stays short and no client needs more than this many open files.
+CREDITS = 32
+MAX_CLIENTS = 512
+HELLO_TIMEOUT = 10.0  # seconds a connection may stay silent before its Hello
+# How long answers to a client that does not read them are kept when the worker wants to end.
+LINGER = 5.0
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user at the other end, as seen from this process's user namespace."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a worker says of itself."""
+
+    name: str
+    model: str
+    fingerprint: str
+    runner: str
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    id: int
+    sock: socket.socket
+    since: float
+    decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    outgoing: bytearray = field(default_factory=bytearray)
+    hello: Hello | None = None
+    unanswered: int = 0
+    answered: int = 0
+    ended: bool = False  # End was received
+    closing: bool = False  # close once `outgoing` is written
+    events: int = selectors.EVENT_READ  # what the selector watches for
+
+    @property
+    def tagging(self) -> bool:
+        return self.hello is not None and self.hello.tagging
+
+
+class Server:
+    """Serves clients on a listening socket until the lifecycle is over."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        identity: Identity,
+        lifecycle: Lifecycle,
+        *,
+        owner: int,
+        log_lines: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            listener: a listening Unix stream socket; closed by `run`.
+            identity: for Welcome and Status.
+            lifecycle: owned by the server from now on.
+            owner: the user id whose clients are served; others are turned away, because an
+                abstract socket has no file permissions.
+            log_lines: the last log lines, live.
+        """
+        self.jobs = FairQueue()
+        self.device = ""
+        self.gpu_memory: Callable[[], int] = lambda: 0
+        self.exit_code = 0
+        self._listener: socket.socket | None = listener
+        self._identity = identity
+        self._lifecycle = lifecycle
+        self._owner = owner
+        self._log_lines = log_lines
+        self._clients: dict[int, _Client] = {}
+        self._next_id = 0
+        self._images_done = 0
+        self._started = time.monotonic()
+        self._posted: deque[Callable[[], None]] = deque()
+        self._over = False
+        self._selector = selectors.DefaultSelector()
+        # An eventfd, not a socket pair: one descriptor, and it may be written in a signal handler.
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
+
+    # ------------------------------------------------------------ from other threads
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have the server's thread run `action` soon. Safe from any thread and signal handler."""
+        self._posted.append(action)
+        os.eventfd_write(self._wake, 1)
+
+    def answer(self, client_id: int, items: list[dict[str, Any]]) -> None:
+        """Send result items to a client; for the engine's threads."""
+        self.post(lambda: self._answered(client_id, items))
+
+    def loaded(self, device: str, gpu_memory: Callable[[], int]) -> None:
+        """The model is loaded; for the loader's thread."""
+
+        def apply() -> None:
+            self.device, self.gpu_memory = device, gpu_memory
+            self._lifecycle.loaded()
+            log.info("ready on %s after %.2f s", device, time.monotonic() - self._started)
+
+        self.post(apply)
+
+    def fail(self, code: FatalCode, message: str, exit_code: int) -> None:
+        """Tell every client, then end; for threads that cannot go on."""
+
+        def apply() -> None:
+            log.error("%s: %s", code, message)
+            self.exit_code = exit_code
+            self._close_listener()
+            for client in list(self._clients.values()):
+                self._turn_away(client, code, message)
+            self._over = True
+
+        self.post(apply)
+
+    def drain(self) -> None:
+        """Take nothing more, answer what was received, end. Safe in a signal handler."""
+        self.post(self._drain)
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> int:
+        """Serve until the end; the process's exit code."""
+        try:
+            while not self._finished():
+                for key, mask in self._selector.select(self._timeout()):
+                    key.data(mask)
+                self._expire_silent()
+            self._close_listener()
+            self._flush_all()
+        finally:
+            for client in list(self._clients.values()):
+                self._drop(client)
+            self._close_listener()
+            self._selector.close()
+            os.close(self._wake)
+        return self.exit_code
+
+    def _finished(self) -> bool:
+        # Someone who has connected and is about to say Hello is a client to be.
+        about_to_speak = any(client.hello is None for client in self._clients.values())
+        return self._over or (self._lifecycle.over and not about_to_speak)
+
+    def _timeout(self) -> float | None:
+        limits = [
+            client.since + HELLO_TIMEOUT - time.monotonic()
+            for client in self._clients.values()
+            if client.hello is None
+        ]
+        if (left := self._lifecycle.ttl_left) is not None:
+            limits.append(left)
+        return max(0.0, min(limits)) if limits else None
+
+    def _woken(self, _mask: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while self._posted:
+            self._posted.popleft()()
+
+    def _accept(self, _mask: int) -> None:
+        if self._listener is None:
+            return
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:  # the client has given up, or no descriptor is free
+            log.warning("cannot accept a client: %s", error)
+            return
+        sock.setblocking(False)
+        client = _Client(self._next_id, sock, time.monotonic())
+        self._next_id += 1
+        self._clients[client.id] = client
+        self._selector.register(sock, selectors.EVENT_READ, lambda mask: self._ready(client, mask))
+        if peer_uid(sock) != self._owner:
+            self._turn_away(client, FatalCode.FORBIDDEN, "this worker belongs to another user")
+        elif len(self._clients) > MAX_CLIENTS:
+            self._turn_away(client, FatalCode.FULL, f"{MAX_CLIENTS} clients are connected already")
+
+    def _expire_silent(self) -> None:
+        now = time.monotonic()
+        for client in list(self._clients.values()):
+            if client.hello is None and now - client.since > HELLO_TIMEOUT:
+                log.warning("client %d said nothing for %.0f s", client.id, HELLO_TIMEOUT)
+                self._drop(client)
+
+    # ------------------------------------------------------------ one client
+
+    def _ready(self, client: _Client, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._write(client)
+        if mask & selectors.EVENT_READ and client.id in self._clients and not client.closing:
+            self._read(client)
+
+    def _read(self, client: _Client) -> None:
+        try:
+            data, descriptors = protocol.receive(client.sock)
+            frames = client.decoder.feed(data, descriptors)
+        except BlockingIOError:
+            return
+        except DescriptorError as error:
+            self._turn_away(client, FatalCode.DESCRIPTORS, str(error))
+            return
+        except ProtocolError as error:
+            self._turn_away(client, FatalCode.PROTOCOL, str(error))
+            return
+        except OSError as error:
+            log.info("client %d is lost: %s", client.id, error)
+            self._drop(client)
+            return
+        if not data:
+            self._drop(client)
+            return
+        for frame in frames:
+            if client.id not in self._clients or client.closing:
+                frame.close()
+                continue
+            try:
+                self._handle(client, frame)
+            except ProtocolError as error:
+                self._turn_away(client, FatalCode.PROTOCOL, str(error))
+
+    def _handle(self, client: _Client, frame: Frame) -> None:
+        message = frame.message
+        if not isinstance(message, Images):
+            try:
+                readable = all(os.pread(fd, 64, 0) == protocol.PROBE for fd in frame.descriptors)
+            except OSError:
+                readable = False
+            frame.close()
+        if client.hello is None:
+            if not isinstance(message, Hello):
+                raise ProtocolError(f"{type(message).__name__} before Hello")
+            self._greet(client, message, readable and len(frame.descriptors) == 1)
+            return
+        match message:
+            case Images():
+                self._take(client, message, frame.descriptors)
+            case End():
+                if message.count != client.answered + client.unanswered:
+                    raise ProtocolError(
+                        f"End says {message.count} images, "
+                        f"{client.answered + client.unanswered} came"
+                    )
+                client.ended = True
+                self._finish_if_done(client)
+            case StatusRequest():
+                self._send(client, self._status())
+            case LogsRequest():
+                self._send(client, Logs(lines=list(self._log_lines)))
+            case Stop():
+                accepted = self._lifecycle.idle or not message.if_idle
+                self._send(client, Stopping(accepted=accepted))
+                if accepted:
+                    self._drain()
+            case (
+                Hello() | Welcome() | Results() | Done() | Fatal() | Status() | Logs() | Stopping()
+            ) | Adopt():
+                raise ProtocolError(f"{type(message).__name__} is not for a worker")
+            case _:
+                assert_never(message)
+
+    def _greet(self, client: _Client, hello: Hello, readable: bool) -> None:
+        if hello.version != protocol.VERSION:
+            raise ProtocolError(
+                f"this worker speaks protocol {protocol.VERSION}, the client {hello.version}"
+            )
+        client.hello = hello
+        if hello.tagging:
+            self._lifecycle.client_came(hello.ttl)
+        log.info("client %d: %s", client.id, hello.client)
+        self._send(
+            client,
+            Welcome(
+                name=self._identity.name,
+                model=self._identity.model,
+                fingerprint=self._identity.fingerprint,
+                runner=self._identity.runner,
+                device=self.device,
+                state=self._lifecycle.state,
+                pid=os.getpid(),
+                credits=CREDITS,
+                readable=readable,
+            ),
+        )
+
+    def _take(self, client: _Client, images: Images, descriptors: tuple[int, ...]) -> None:
+        problem = None
+        if not client.tagging or client.ended:
+            problem = "Images from a client that does not tag, or after End"
+        elif len(images.ids) != len(descriptors):
+            problem = f"{len(images.ids)} images with {len(descriptors)} descriptors"
+        elif client.unanswered + len(images.ids) > CREDITS:
+            problem = f"more than {CREDITS} images unanswered"
+        if problem or client.hello is None:
+            protocol.close_all(descriptors)
+            raise ProtocolError(problem or "Images before Hello")
+        client.unanswered += len(images.ids)
+        self._lifecycle.images_came(len(images.ids))
+        options = Options(client.hello.top_k, client.hello.min_score, client.hello.exact)
+        self.jobs.put(
+            client.id,
+            [
+                Job(client.id, image_id, descriptor, options)
+                for image_id, descriptor in zip(images.ids, descriptors, strict=True)
+            ],
+        )
+
+    def _answered(self, client_id: int, items: list[dict[str, Any]]) -> None:
+        self._images_done += len(items)
+        client = self._clients.get(client_id)
+        if client is None:  # it has gone; `_drop` has settled what it had queued, not these
+            self._lifecycle.images_done(len(items))
+            return
+        client.unanswered -= len(items)
+        client.answered += len(items)
+        self._lifecycle.images_done(len(items))
+        self._send(client, Results(items=items))
+        self._finish_if_done(client)
+
+    def _finish_if_done(self, client: _Client) -> None:
+        draining = self._listener is None
+        if not client.unanswered and client.tagging and (client.ended or draining):
+            self._send(client, Done(count=client.answered))
+            self._close_when_written(client)
+
+    def _status(self) -> Status:
+        life = self._lifecycle
+        return Status(
+            name=self._identity.name,
+            model=self._identity.model,
+            runner=self._identity.runner,
+            device=self.device,
+            state=life.state,
+            pid=os.getpid(),
+            clients=life.clients,
+            images_done=self._images_done,
+            queued=len(self.jobs),
+            idle_for=life.idle_for,
+            ttl=life.ttl,
+            ttl_left=life.ttl_left,
+            memory=_resident(),
+            gpu_memory=self.gpu_memory(),
+            uptime=time.monotonic() - self._started,
+        )
+
+    # ------------------------------------------------------------ writing and ending
+
+    def _send(self, client: _Client, message: Message) -> None:
+        client.outgoing += protocol.encode(message)
+        self._write(client)
+
+    def _write(self, client: _Client) -> None:
+        try:
+            while client.outgoing:
+                sent = client.sock.send(client.outgoing, socket.MSG_NOSIGNAL)
+                del client.outgoing[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(client)
+            return
+        if client.closing and not client.outgoing:
+            self._drop(client)
+            return
+        events = 0 if client.closing else selectors.EVENT_READ
+        if client.outgoing:
+            events |= selectors.EVENT_WRITE
+        if events != client.events:
+            client.events = events
+            self._selector.modify(client.sock, events, self._selector.get_key(client.sock).data)
+
+    def _close_when_written(self, client: _Client) -> None:
+        if client.id in self._clients:
+            client.closing = True
+            self._write(client)
+
+    def _turn_away(self, client: _Client, code: FatalCode, message: str) -> None:
+        log.warning("client %d is turned away: %s: %s", client.id, code, message)
+        if client.id in self._clients and not client.closing:
+            self._send(client, Fatal(code=code, message=message))
+            self._close_when_written(client)
+
+    def _drop(self, client: _Client) -> None:
+        if self._clients.pop(client.id, None) is None:
+            return
+        self._selector.unregister(client.sock)
+        client.sock.close()
+        client.decoder.close()
+        forgotten = self.jobs.discard(client.id)
+        protocol.close_all(job.descriptor for job in forgotten)
+        self._lifecycle.images_done(len(forgotten))
+        if client.tagging:
+            self._lifecycle.client_left()
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _drain(self) -> None:
+        if self._listener is None:
+            return
+        log.info("draining")
+        self._close_listener()
+        self._lifecycle.drain()
+        for client in list(self._clients.values()):
+            self._finish_if_done(client)
+
+    def _flush_all(self) -> None:
+        """Give clients a last chance to read what was written for them."""
+        deadline = time.monotonic() + LINGER
+        while any(c.outgoing for c in self._clients.values()) and time.monotonic() < deadline:
+            for key, mask in self._selector.select(deadline - time.monotonic()):
+                if mask & selectors.EVENT_WRITE:
+                    key.data(selectors.EVENT_WRITE)
+
+
+def _resident() -> int:
+    """Resident memory of this process, bytes (proc(5), statm)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,95 @@
+"""Where workers are found: abstract Unix sockets, named for what the worker is.
+
+An abstract name lives in the kernel exactly as long as a process holds the socket. So there is
+nothing to clean up after a crash, no stale file to mistake for a worker, and binding a name is an
+atomic lock: of two clients that want to start the same worker, one binds, and the other finds the
+socket there and queues at it, although the worker is not up yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wuwan_worker import __version__, protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BACKLOG = 512
+_PREFIX = "wuwan"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The name of one worker's socket."""
+
+    key: str  # what the worker is
+    slot: str  # "0", "1", … of several alike; random for a private one
+
+    @property
+    def name(self) -> str:
+        """The abstract socket's name, with its leading NUL."""
+        return f"\0{_PREFIX}/{os.getuid()}/{self.key}/{self.slot}"
+
+
+def key(runner: str, details: Mapping[str, str]) -> str:
+    """A short name for "a worker of this version, runner, model and device"."""
+    content = {"wuwan": __version__, "protocol": protocol.VERSION, "runner": runner, **details}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def private(of_key: str) -> Address:
+    """An address that nobody else will look for."""
+    return Address(of_key, f"private-{secrets.token_hex(6)}")
+
+
+def listen(address: Address) -> socket.socket | None:
+    """The listening socket of that name, or None where somebody holds it already."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(address.name)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def connect(address: Address, timeout: float) -> socket.socket | None:
+    """A connection to that worker, or None where there is none (of ours).
+
+    Anybody on the machine may bind a name, so the listener's user is checked: images are handed
+    to nobody else.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(address.name)
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    except OSError:
+        sock.close()
+        return None
+    if struct.unpack("3i", credentials)[1] != os.getuid():
+        sock.close()
+        return None
+    return sock
+
+
+def listed() -> list[Address]:
+    """The addresses of this user's workers on this machine, by proc(5) net/unix."""
+    prefix = f"@{_PREFIX}/{os.getuid()}/"
+    found: set[Address] = set()
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines():
+        name = line.rpartition(" ")[2]
+        parts = name.removeprefix(prefix).split("/")
+        if name.startswith(prefix) and len(parts) == 2:
+            found.add(Address(*parts))
+    return sorted(found, key=lambda address: (address.key, address.slot))

@@ -1,0 +1,91 @@
+"""The Docker daemon: one way to reach it, with deadlines, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wuwan_runner.errors import EngineError
+from wuwan_worker import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import docker
+
+DEFAULT_SOCKET = "/var/run/docker.sock"
+# Labels of our containers and images.
+LABEL_WORKER = "io.wuwan.worker"  # the worker's name
+LABEL_OWNER = "io.wuwan.owner"  # uid of who started it
+LABEL_KEY = "io.wuwan.key"
+LABEL_VARIANT = "io.wuwan.variant"  # of the image: cpu, gpu
+
+
+def image_reference(image: str) -> str:
+    """The image to run: the given one, or this version's own."""
+    return image or f"wuwan:{__version__}"
+
+
+def may_answer() -> bool:
+    """Whether looking for a daemon makes sense at all; costs no import and no connection."""
+    host = os.environ.get("DOCKER_HOST", "")
+    if not host or host.startswith("unix://"):
+        return Path(host.removeprefix("unix://") or DEFAULT_SOCKET).exists()
+    return True
+
+
+@contextmanager
+def connected(timeout: float) -> Iterator[docker.DockerClient]:
+    """A client of the daemon that DOCKER_HOST names; each call has `timeout` seconds.
+
+    Raises:
+        EngineError: if no daemon answers. Errors of calls inside are translated, too.
+    """
+    import docker
+    import docker.errors
+    import requests
+
+    try:
+        client = docker.from_env(timeout=max(1, int(timeout)))
+    except (docker.errors.DockerException, ValueError) as error:
+        raise unreachable(error) from None
+    try:
+        yield client
+    except docker.errors.ImageNotFound as error:
+        raise EngineError(
+            f"the container image is not there: {explanation(error)}",
+            hint="wuwan image build",
+        ) from None
+    except docker.errors.APIError as error:
+        raise EngineError(f"Docker refused: {explanation(error)}") from None
+    except requests.exceptions.Timeout:
+        raise EngineError(
+            f"the Docker daemon did not answer within {timeout:.0f} s",
+            hint="is the machine overloaded? try `docker info`, and restart the daemon if it hangs",
+        ) from None
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        raise unreachable(error) from None
+    finally:
+        client.close()
+
+
+def unreachable(error: Exception) -> EngineError:
+    """The error for a daemon that does not answer."""
+    text = str(error)
+    if "Permission denied" in text:
+        return EngineError(
+            "no permission to speak to the Docker daemon",
+            hint="add yourself to the group `docker` and log in again, or use --runner local",
+        )
+    where = os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET
+    return EngineError(
+        f"no Docker daemon answers at {where}",
+        hint="start it (`systemctl start docker`), set DOCKER_HOST, or use --runner local",
+    )
+
+
+def explanation(error: Any) -> str:
+    """What the daemon said, in one line."""
+    return " ".join(str(getattr(error, "explanation", None) or error).split())

@@ -1,0 +1,46 @@
+"""Every error that ends a run, each with its exit code and what to do about it."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """The exit codes of `wuwan`. 130 and 143 are the shell's convention for signals."""
+
+    OK = 0
+    FATAL = 1
+    USAGE = 2
+    PARTIAL = 3  # finished, some images have an error record
+    ENGINE = 4  # no worker could be had: Docker, the image, a GPU, the model
+    LOCKED = 5  # another run holds the output
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class WuwanError(Exception):
+    """What happened, in one sentence, and in `hint` what to do."""
+
+    exit_code = ExitCode.FATAL
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(WuwanError):
+    """The arguments do not make sense together."""
+
+    exit_code = ExitCode.USAGE
+
+
+class EngineError(WuwanError):
+    """No worker can be had, or none that lives."""
+
+    exit_code = ExitCode.ENGINE
+
+
+class LockedError(WuwanError):
+    """Another run is writing the same output."""
+
+    exit_code = ExitCode.LOCKED

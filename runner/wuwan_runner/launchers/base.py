@@ -1,0 +1,77 @@
+"""What starts a worker."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import socket
+    import threading
+
+    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_worker.protocol import Welcome
+
+
+class Started(Protocol):
+    """A worker that this process has started."""
+
+    name: str
+
+    def report(self) -> str:
+        """Why it ended and its last log lines, for the error message; "" if it lives."""
+        ...
+
+    def kill(self) -> None:
+        """End it now, with everything that belongs to it."""
+        ...
+
+    def release(self) -> None:
+        """Let it live on without us; free what this process holds for it."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts workers of one kind."""
+
+    name: str
+    """As in `--runner`."""
+
+    def key(self, spec: WorkerSpec) -> str:
+        """Names the workers that serve `spec`. Fast: no Docker call, no heavy import."""
+        ...
+
+    def default_workers(self, spec: WorkerSpec) -> int:
+        """How many workers a cold run starts: one for each chosen GPU, one on a CPU."""
+        ...
+
+    def start(
+        self,
+        spec: WorkerSpec,
+        listener: socket.socket,
+        *,
+        slot: int,
+        ttl: float,
+        timeouts: Timeouts,
+        cancelled: threading.Event,
+    ) -> Started:
+        """Start a worker that serves `listener`; returns once the worker holds it.
+
+        Raises:
+            EngineError: if it cannot be started; nothing is left then.
+        """
+        ...
+
+    def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
+        """End a worker that somebody else started.
+
+        Raises:
+            EngineError: if that cannot be done; it says how to do it by hand.
+        """
+        ...
+
+
+def new_name(model: str) -> str:
+    """A name for a worker, for people and for `docker ps`."""
+    safe = "".join(char if char.isalnum() and char.isascii() else "-" for char in model)
+    return f"wuwan-{safe.strip('-')[-40:]}-{secrets.token_hex(3)}"

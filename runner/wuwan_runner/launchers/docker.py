@@ -1,0 +1,301 @@
+"""Runs the worker in a container that can reach nothing but what it is handed.
+
+No network, no capability, no writable file, no mount but one socket: through it the container's
+worker receives the socket to listen on, and the mount's source is removed at once. From then on
+nothing of the worker is in the file system, and the container removes itself when its worker ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wuwan_runner import address, daemon, gpus
+from wuwan_runner.errors import EngineError
+from wuwan_runner.launchers.base import new_name
+from wuwan_worker import protocol
+from wuwan_worker.protocol import Adopt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import docker
+
+    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_worker.protocol import Welcome
+
+SOCKET_TARGET = "/run/wuwan.sock"
+USER = "10001:10001"
+PIDS = 512
+_LOG_LINES = 20
+
+
+class DockerStarted:
+    """A container that this process has started."""
+
+    def __init__(self, name: str, timeouts: Timeouts, log: _LogTail) -> None:
+        self.name = name
+        self._timeouts = timeouts
+        self._log = log
+
+    def report(self) -> str:
+        """See `Started.report`."""
+        return self._log.ended(2.0)
+
+    def kill(self) -> None:
+        """See `Started.kill`."""
+        _remove(self.name, self._timeouts)
+        self.release()
+
+    def release(self) -> None:
+        """See `Started.release`."""
+        self._log.close()
+
+
+class DockerLauncher:
+    """Starts a container from the `wuwan` image."""
+
+    name = "docker"
+
+    def key(self, spec: WorkerSpec) -> str:
+        """See `Launcher.key`."""
+        return address.key(
+            self.name,
+            {
+                "model": spec.model,
+                "gpus": spec.gpus,
+                "image": daemon.image_reference(spec.image),
+                "memory": spec.memory,
+                "host": os.environ.get("DOCKER_HOST", ""),
+            },
+        )
+
+    def default_workers(self, spec: WorkerSpec) -> int:
+        """See `Launcher.default_workers`."""
+        return len(spec.gpus.split(",")) if spec.gpus[:1].isdigit() else 1
+
+    def start(
+        self,
+        spec: WorkerSpec,
+        listener: socket.socket,
+        *,
+        slot: int,
+        ttl: float,
+        timeouts: Timeouts,
+        cancelled: threading.Event,
+    ) -> DockerStarted:
+        """See `Launcher.start`."""
+        name = new_name(spec.model)
+        with daemon.connected(timeouts.docker) as client, _boot_socket() as (boot, path):
+            container = _create(client, spec, name, path, slot=slot, ttl=ttl, key=self.key(spec))
+            log = _LogTail()
+            try:
+                log.follow(client, container)
+                client.api.start(container)
+                _hand_over(boot, listener, log, timeouts.start, cancelled)
+            except BaseException:
+                log.close()
+                with contextlib.suppress(Exception):
+                    client.api.remove_container(container, force=True, v=True)
+                raise
+        return DockerStarted(name, timeouts, log)
+
+    def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
+        """See `Launcher.kill`."""
+        _remove(worker.name, timeouts)
+
+
+def _create(
+    client: docker.DockerClient,
+    spec: WorkerSpec,
+    name: str,
+    boot: Path,
+    *,
+    slot: int,
+    ttl: float,
+    key: str,
+) -> str:
+    """Create the container; its id."""
+    from docker.types import LogConfig, Mount
+
+    reference = daemon.image_reference(spec.image)
+    requests: list[dict[str, Any]] = []
+    if spec.gpus != "none":
+        labels = client.api.inspect_image(reference)["Config"].get("Labels") or {}
+        variant = labels.get(daemon.LABEL_VARIANT, "cpu")
+        request, _ = gpus.resolve(spec.gpus, client.api.info(), variant, slot)
+        requests = gpus.device_requests(request)
+    host_config = client.api.create_host_config(
+        network_mode="none",
+        read_only=True,
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        mem_limit=spec.memory,
+        memswap_limit=spec.memory,
+        pids_limit=PIDS,
+        init=True,
+        auto_remove=True,
+        device_requests=requests or None,
+        log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"}),
+        mounts=[Mount(target=SOCKET_TARGET, source=str(boot), type="bind", read_only=True)],
+    )
+    created = client.api.create_container(
+        image=reference,
+        name=name,
+        command=[
+            "python",
+            "-m",
+            "wuwan_worker",
+            f"--adopt={SOCKET_TARGET}",
+            f"--name={name}",
+            "--runner=docker",
+            f"--model={spec.model}",
+            f"--ttl={ttl}",
+        ],
+        user=USER,
+        labels={
+            daemon.LABEL_WORKER: name,
+            daemon.LABEL_OWNER: str(os.getuid()),
+            daemon.LABEL_KEY: key,
+        },
+        host_config=host_config,
+    )
+    identifier: str = created["Id"]
+    return identifier
+
+
+@contextlib.contextmanager
+def _boot_socket() -> Iterator[tuple[socket.socket, Path]]:
+    """A listening socket in a private directory; both are gone at the end.
+
+    Any user id may be in the container (user namespaces, rootless Docker), so the socket itself is
+    open to all, and the directory that hides it from the machine's other users is ours alone. The
+    container gets the socket as its mount, without the directory.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    directory = Path(tempfile.mkdtemp(prefix="wuwan-", dir=base if Path(base).is_dir() else None))
+    try:
+        path = directory / "s"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as boot:
+            boot.bind(str(path))
+            path.chmod(0o666)
+            boot.listen(1)
+            yield boot, path
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _hand_over(
+    boot: socket.socket,
+    listener: socket.socket,
+    log: _LogTail,
+    timeout: float,
+    cancelled: threading.Event,
+) -> None:
+    """Wait for the container's worker and give it the listening socket.
+
+    Raises:
+        EngineError: if the container ends first, or the deadline passes, or the run is cancelled.
+    """
+    deadline = time.monotonic() + timeout
+    while not select.select([boot], [], [], 0.05)[0]:
+        if cancelled.is_set():
+            raise EngineError("the start of the worker was cancelled")
+        if log.over:
+            raise EngineError(
+                f"the container ended before its worker was up\n{log.text()}".rstrip(),
+                hint="is the image from this version? `wuwan image build` makes it anew",
+            )
+        if time.monotonic() > deadline:
+            raise EngineError(
+                f"the container's worker did not come up within {timeout:.0f} s\n{log.text()}",
+                hint="a daemon that does not share this machine's file system cannot be used",
+            )
+    worker, _ = boot.accept()
+    with worker:
+        worker.settimeout(timeout)
+        protocol.send_frame(worker, Adopt(), [listener.fileno()])
+
+
+def _remove(name: str, timeouts: Timeouts) -> None:
+    import docker.errors
+
+    try:
+        with daemon.connected(timeouts.docker) as client:
+            try:
+                # A paused container cannot be killed.
+                with contextlib.suppress(docker.errors.APIError):
+                    client.api.unpause(name)
+                client.api.remove_container(name, force=True, v=True)
+            except docker.errors.NotFound:
+                return
+            except docker.errors.APIError as error:
+                if error.status_code != 409:  # 409: its removal is under way already
+                    raise
+    except EngineError as error:
+        raise EngineError(
+            f"container {name} hangs and cannot be removed: {error}", hint=f"docker rm -f {name}"
+        ) from None
+
+
+class _LogTail:
+    """The last lines of a container's output, followed from before its start.
+
+    A container that removes itself takes its log with it, so it is read while it runs.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self._over = threading.Event()
+        self._exit_code: int | None = None
+        self._stream: Any = None
+        self._thread: threading.Thread | None = None
+
+    def follow(self, client: docker.DockerClient, container: str) -> None:
+        """Attach to a created container."""
+        self._stream = client.api.attach(
+            container, stdout=True, stderr=True, stream=True, logs=True
+        )
+        self._thread = threading.Thread(target=self._read, name="container-log", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        pending = ""
+        with contextlib.suppress(Exception):  # the stream ends with the container, or with `close`
+            for chunk in self._stream:
+                pending += chunk.decode(errors="replace")
+                *lines, pending = pending.split("\n")
+                self._lines.extend(line for line in lines if line.strip())
+        if pending.strip():
+            self._lines.append(pending)
+        self._over.set()
+
+    @property
+    def over(self) -> bool:
+        """Whether the container has ended."""
+        return self._over.is_set()
+
+    def text(self) -> str:
+        """The last lines."""
+        return "\n".join(self._lines)
+
+    def ended(self, timeout: float) -> str:
+        """The last lines if the container ends within `timeout` seconds, else ""."""
+        return self.text() if self._over.wait(timeout) else ""
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._stream is not None:
+            with contextlib.suppress(Exception):
+                self._stream.close()
+        if self._thread is not None:
+            self._thread.join(2.0)

@@ -1,0 +1,157 @@
+"""Runs the worker as a process of this user: no Docker, no GPU, no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wuwan_runner import address
+from wuwan_runner.errors import EngineError
+from wuwan_runner.launchers.base import new_name
+from wuwan_worker import bundle
+
+if TYPE_CHECKING:
+    import socket
+    import threading
+
+    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_worker.protocol import Welcome
+
+REQUIRED = ("numpy", "openvino", "PIL", "pillow_heif")
+_LOG_TAIL = 4000  # bytes shown of a dead worker's log
+
+
+# Workers that outlive their run are still this process's children until it ends: waited for here,
+# so that a long-lived program that uses `Tagger` collects no zombies.
+_released: list[subprocess.Popen[bytes]] = []
+
+
+def _reap() -> None:
+    _released[:] = [process for process in _released if process.poll() is None]
+
+
+class LocalStarted:
+    """A worker process and the memory file that its output goes to."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: int) -> None:
+        self.name = name
+        self._process = process
+        self._log = log
+
+    def report(self) -> str:
+        """See `Started.report`."""
+        try:
+            # Its socket is closed, so it is ending; give the kernel a moment to say how.
+            code = self._process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            return ""
+        size = os.fstat(self._log).st_size
+        tail = os.pread(self._log, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode(errors="replace")
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{reason}\n{tail.strip()}"
+
+    def kill(self) -> None:
+        """See `Started.kill`."""
+        self._process.kill()
+        self._process.wait(timeout=5.0)
+        self.release()
+
+    def release(self) -> None:
+        """See `Started.release`."""
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+        _released.append(self._process)
+        _reap()
+
+
+class LocalLauncher:
+    """Starts `python -m wuwan_worker` with the listening socket inherited."""
+
+    name = "local"
+
+    def key(self, spec: WorkerSpec) -> str:
+        """See `Launcher.key`."""
+        try:
+            model = bundle.load(bundle.find(spec.model))
+        except bundle.BundleError as error:
+            raise EngineError(str(error), hint="see `wuwan doctor` for what is installed") from None
+        return address.key(self.name, {"model": str(model.root), "bundle": model.fingerprint})
+
+    def default_workers(self, spec: WorkerSpec) -> int:
+        """See `Launcher.default_workers`."""
+        del spec
+        return 1
+
+    def start(
+        self,
+        spec: WorkerSpec,
+        listener: socket.socket,
+        *,
+        slot: int,
+        ttl: float,
+        timeouts: Timeouts,
+        cancelled: threading.Event,
+    ) -> LocalStarted:
+        """See `Launcher.start`."""
+        del slot, timeouts, cancelled
+        if spec.gpus not in ("auto", "none"):
+            raise EngineError(
+                f"--gpus {spec.gpus}: the local runner has no GPU backend",
+                hint="use --runner docker with a GPU image, or --gpus none",
+            )
+        if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
+            raise EngineError(
+                f"a local worker needs {', '.join(missing)}, which is not installed",
+                hint="pip install 'wuwan[cpu]', or use --runner docker",
+            )
+        _reap()
+        name = new_name(spec.model)
+        # The log goes to memory that vanishes with its last holder: no file to clean up, and the
+        # worker holds none of our descriptors, so whoever reads our output sees its end.
+        log = os.memfd_create("wuwan-log", os.MFD_CLOEXEC)
+        os.set_inheritable(listener.fileno(), True)
+        try:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "wuwan_worker",
+                    f"--listen-fd={listener.fileno()}",
+                    f"--name={name}",
+                    f"--runner={self.name}",
+                    f"--model={bundle.find(spec.model)}",
+                    f"--ttl={ttl}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError as error:
+            os.close(log)
+            raise EngineError(f"cannot start a worker process: {error}") from None
+        return LocalStarted(name, process, log)
+
+    def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
+        """See `Launcher.kill`."""
+        del timeouts
+        try:
+            arguments = Path(f"/proc/{worker.pid}/cmdline").read_bytes().split(b"\0")
+            # The number may have gone to another process since.
+            if f"--name={worker.name}".encode() in arguments:
+                os.kill(worker.pid, signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+        except OSError as error:
+            raise EngineError(
+                f"worker {worker.name} hangs and cannot be killed: {error}",
+                hint=f"kill -9 {worker.pid}",
+            ) from None

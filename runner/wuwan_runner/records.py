@@ -1,0 +1,96 @@
+"""Records: one for every input, as one JSON object a line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from wuwan_worker.protocol import ErrorCode
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label with its probability."""
+
+    label: str
+    score: float  # 0..1
+    id: str
+    broader: tuple[str, ...]  # nearest first
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFailure:
+    """Why an image has no labels."""
+
+    code: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of one input: its labels or its error."""
+
+    path: str  # as the file system decodes it; bytes that are not UTF-8 are surrogate-escaped
+    model: str
+    labels: tuple[Label, ...] = ()  # best first
+    width: int | None = None  # pixels, as displayed
+    height: int | None = None
+    error: ItemFailure | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON types; the schema is `record.schema.json`."""
+        content: dict[str, Any] = {"v": VERSION} | path_fields(self.path)
+        if self.error is None:
+            content["labels"] = [
+                {
+                    "label": label.label,
+                    "score": label.score,
+                    "id": label.id,
+                    "broader": list(label.broader),
+                }
+                for label in self.labels
+            ]
+            content["width"] = self.width
+            content["height"] = self.height
+        else:
+            content["error"] = {"code": str(self.error.code), "message": self.error.message}
+        content["model"] = self.model
+        return content
+
+    def to_json(self) -> str:
+        """One line without its line end; Chinese stays Chinese."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+
+
+def path_fields(path: str) -> dict[str, str]:
+    """`path`, and for one that is not valid UTF-8 also `path_b64`, which keeps its bytes."""
+    raw = os.fsencode(path)
+    try:
+        return {"path": raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {
+            "path": raw.decode("utf-8", "replace"),
+            "path_b64": base64.b64encode(raw).decode("ascii"),
+        }
+
+
+def from_item(path: str, model: str, item: dict[str, Any]) -> Record:
+    """The record for a worker's result item (see `wuwan_worker.protocol.Results`)."""
+    if error := item.get("error"):
+        failure = ItemFailure(ErrorCode(error["code"]), str(error["message"]))
+        return Record(path=path, model=model, error=failure)
+    return Record(
+        path=path,
+        model=model,
+        width=int(item["width"]),
+        height=int(item["height"]),
+        labels=tuple(
+            Label(entry["label"], entry["score"], entry["id"], tuple(entry["broader"]))
+            for entry in item["labels"]
+        ),
+    )
