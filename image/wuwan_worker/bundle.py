@@ -18,7 +18,7 @@ EMBEDDED = Path(__file__).parent / "bundles"
 
 
 class BundleError(Exception):
-    """A bundle is missing or not as its manifest says. The message names the bundle and the cure."""
+    """A bundle is missing or not as its manifest says; the message names it and the cure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

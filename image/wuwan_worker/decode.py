@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pillow_heif
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import (  # noqa: F401  # each plugin registers its format
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from wuwan_worker.protocol import ErrorCode
 
@@ -26,8 +38,9 @@ if TYPE_CHECKING:
 
 pillow_heif.register_heif_opener(thumbnails=False)
 
+# An MPO (several JPEGs in one, as some phones write) opens as a JPEG does.
 # PS and EPS run a program (Ghostscript), and dozens of rare formats have rarely tested decoders.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
 # The largest phone sensors give 200 megapixels; 20,000 x 20,000 is over this.
 MAX_PIXELS = 2**28
 MAX_BYTES = 512 * 1024 * 1024
@@ -243,5 +256,3 @@ def _unidentified(data: bytes) -> ItemError:
 def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text if "truncated" in text else f"damaged image data: {text}"
-
-

@@ -13,6 +13,7 @@ A connection goes like this::
     client                               worker
       Hello (+ one probe descriptor) ──►
                                      ◄── Welcome(credits=c)
+                                     ◄── Ready     if the model was not loaded yet
       Images(ids) (+ descriptors)    ──►            at most c images unanswered at any time
                                      ◄── Results    each answered image gives one credit back
       End(count)                     ──►
@@ -134,6 +135,13 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The model is loaded now; sent to clients whose Welcome said `starting`."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
     """Images to label; one descriptor for each id, in the same order."""
 
@@ -233,6 +241,7 @@ class Adopt:
 Message: TypeAlias = (
     Hello
     | Welcome
+    | Ready
     | Images
     | Results
     | End

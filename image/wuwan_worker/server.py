@@ -31,6 +31,7 @@ from wuwan_worker.protocol import (
     LogsRequest,
     Message,
     ProtocolError,
+    Ready,
     Results,
     Status,
     StatusRequest,
@@ -152,6 +153,9 @@ class Server:
             self.device, self.gpu_memory = device, gpu_memory
             self._lifecycle.loaded()
             log.info("ready on %s after %.2f s", device, time.monotonic() - self._started)
+            for client in list(self._clients.values()):
+                if client.hello is not None and not client.closing:
+                    self._send(client, Ready(device=device))
 
         self.post(apply)
 
@@ -307,8 +311,17 @@ class Server:
                 if accepted:
                     self._drain()
             case (
-                Hello() | Welcome() | Results() | Done() | Fatal() | Status() | Logs() | Stopping()
-            ) | Adopt():
+                Hello()
+                | Welcome()
+                | Ready()
+                | Results()
+                | Done()
+                | Fatal()
+                | Status()
+                | Logs()
+                | Stopping()
+                | Adopt()
+            ):
                 raise ProtocolError(f"{type(message).__name__} is not for a worker")
             case _:
                 assert_never(message)

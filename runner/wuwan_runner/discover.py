@@ -44,9 +44,7 @@ class Found:
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts IMG_2 before IMG_10; equal numbers with other digits (2, 02) stay apart."""
     parts = _DIGITS.split(name)
-    key = [
-        (0, int(part), part) if part.isdecimal() else (1, 0, part.casefold()) for part in parts
-    ]
+    key = [(0, int(part), part) if part.isdecimal() else (1, 0, part.casefold()) for part in parts]
     return (*key, (2, 0, name))
 
 
@@ -79,7 +77,7 @@ def _walk(
         return
     found.sort(key=lambda entry: natural_key(entry[0]))
     for name, is_directory in found:
-        path = os.path.join(directory, name)  # noqa: PTH118  # pathlib here costs more than the open
+        path = os.path.join(directory, name)  # pathlib would cost more than the open
         if (name.startswith(".") and not selection.hidden) or _matches(
             path, name, root, selection.exclude
         ):
@@ -109,7 +107,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 def _taken(path: str, name: str, root: str, selection: Selection) -> bool:
     if selection.include:
         return _matches(path, name, root, selection.include)
-    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _matches(path: str, name: str, root: str, patterns: tuple[str, ...]) -> bool:

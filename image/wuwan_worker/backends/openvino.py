@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-import numpy as np
 import openvino as ov
 from openvino import properties as props
 from openvino.preprocess import PrePostProcessor
@@ -13,6 +12,7 @@ from openvino.preprocess import PrePostProcessor
 from wuwan_worker.backends import BackendError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from wuwan_worker.bundle import Bundle

@@ -128,9 +128,9 @@ def _create(
     from docker.types import LogConfig, Mount
 
     reference = daemon.image_reference(spec.image)
-    requests: list[dict[str, Any]] = []
+    requests: list[Any] = []
     if spec.gpus != "none":
-        labels = client.api.inspect_image(reference)["Config"].get("Labels") or {}
+        labels = client.images.get(reference).labels
         variant = labels.get(daemon.LABEL_VARIANT, "cpu")
         request, _ = gpus.resolve(spec.gpus, client.api.info(), variant, slot)
         requests = gpus.device_requests(request)

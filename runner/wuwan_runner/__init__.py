@@ -1,0 +1,55 @@
+"""The runner: files, batches, warm workers, containers, retries.
+
+`Tagger` is the public API; the command line is its first user. Names are loaded when they are
+first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wuwan_runner.discover import Selection
+    from wuwan_runner.errors import EngineError, ExitCode, LockedError, UsageError, WuwanError
+    from wuwan_runner.options import TagOptions, Timeouts, WorkerSpec
+    from wuwan_runner.records import ItemFailure, Label, Record
+    from wuwan_runner.tagger import Tagger
+
+_HOMES = {
+    "Selection": "discover",
+    "EngineError": "errors",
+    "ExitCode": "errors",
+    "LockedError": "errors",
+    "UsageError": "errors",
+    "WuwanError": "errors",
+    "TagOptions": "options",
+    "Timeouts": "options",
+    "WorkerSpec": "options",
+    "ItemFailure": "records",
+    "Label": "records",
+    "Record": "records",
+    "Tagger": "tagger",
+}
+
+__all__ = [
+    "EngineError",
+    "ExitCode",
+    "ItemFailure",
+    "Label",
+    "LockedError",
+    "Record",
+    "Selection",
+    "TagOptions",
+    "Tagger",
+    "Timeouts",
+    "UsageError",
+    "WorkerSpec",
+    "WuwanError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

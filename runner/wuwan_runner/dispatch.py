@@ -1,0 +1,406 @@
+"""One run: images go out to workers, answers come back, records leave in input order.
+
+A single thread does it all, waiting on the workers' sockets. What is under way is bounded: each
+worker has at most its credits, and no input is taken up that is more than `WINDOW` ahead of the
+first one without a record. So memory is flat, and a consumer that stops reading stops the run.
+
+When a worker is lost, its unanswered images go to another one. Images that have lost two workers
+are suspects: they go, one at a time, through a private worker, so that the one that kills it is
+found without doubt and the others get their labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import time
+from collections import deque
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, assert_never
+
+from wuwan_runner.connection import Connection, ConnectionLostError, Item
+from wuwan_runner.discover import OpenError, open_image
+from wuwan_runner.errors import EngineError
+from wuwan_runner.records import ItemFailure, Record, from_item
+from wuwan_worker import protocol
+from wuwan_worker.protocol import (
+    Adopt,
+    Done,
+    End,
+    ErrorCode,
+    Fatal,
+    FatalCode,
+    Hello,
+    Images,
+    Logs,
+    LogsRequest,
+    Message,
+    Ready,
+    Results,
+    Status,
+    StatusRequest,
+    Stop,
+    Stopping,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from wuwan_runner.discover import Found
+    from wuwan_runner.options import TagOptions
+    from wuwan_runner.workers import Workers
+
+WINDOW = 512
+# Workers lost with an image before it is suspected of being the cause.
+SUSPECT_AFTER = 2
+# A warm worker may end between our connecting and its accepting; each time another is found or
+# started. More often than this in a row is no coincidence.
+MAX_RACES = 100
+_TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
+
+
+class Dispatch:
+    """The state of one run."""
+
+    def __init__(
+        self, found: Iterator[Found], staff: Callable[[], Workers], options: TagOptions
+    ) -> None:
+        """`staff` is asked for the source of workers when the first image is there."""
+        self._found = found
+        self._staffing = staff
+        self._options = options
+        self._selector = selectors.DefaultSelector()
+        self._connections: list[Connection] = []
+        self._exhausted = False
+        self._next = 0  # the next input's number
+        self._emitted = 0
+        self._records: dict[int, Record] = {}
+        self._opened: deque[tuple[Item, int]] = deque()  # opened, not sent
+        self._again: deque[Item] = deque()  # to be sent once more
+        self._suspects: deque[Item] = deque()
+        self._slot_offset = 0
+        self._losses = 0  # workers lost since the last image was labelled
+        self._races = 0
+
+    def run(self) -> Generator[list[Record], None, None]:
+        """Records in input order, as many at a time as are ready.
+
+        Raises:
+            EngineError: if no worker can be had, or none that lives.
+        """
+        try:
+            while True:
+                self._open_some(self._options.batch_size)
+                if batch := self._take_ready():
+                    yield batch
+                elif self._exhausted and self._emitted == self._next:
+                    break
+                else:
+                    self._staff()
+                    for connection in list(self._connections):
+                        self._fill(connection)
+                    self._wait()
+            self._say_goodbye()
+        finally:
+            self._close()
+
+    # ------------------------------------------------------------ inputs and records
+
+    def _open_some(self, count: int) -> None:
+        """Have up to `count` images open, from those to be sent again and then from the inputs."""
+        while len(self._opened) < count:
+            if self._again:
+                item = self._again.popleft()
+            elif self._exhausted or self._next - self._emitted >= WINDOW:
+                return
+            else:
+                found = next(self._found, None)
+                if found is None:
+                    self._exhausted = True
+                    return
+                item = Item(self._next, found.path)
+                self._next += 1
+                if found.failure is not None:
+                    self._fail(item, found.failure)
+                    continue
+            try:
+                self._opened.append((item, open_image(item.path)))
+            except OpenError as error:
+                self._fail(item, error.failure)
+
+    def _fail(self, item: Item, failure: ItemFailure) -> None:
+        self._records[item.seq] = Record(
+            path=item.path, model=self._options.spec.model, error=failure
+        )
+
+    def _take_ready(self) -> list[Record]:
+        batch = []
+        while (record := self._records.pop(self._emitted, None)) is not None:
+            batch.append(record)
+            self._emitted += 1
+        return batch
+
+    # ------------------------------------------------------------ workers
+
+    @cached_property
+    def _workers(self) -> Workers:
+        return self._staffing()
+
+    def _staff(self) -> None:
+        """Have as many workers as there is work for."""
+        if self._opened:
+            slots = {c.slot for c in self._connections if not c.private}
+            # One batch needs one worker; more are started once there is more to do.
+            busy = self._connections and self._next > self._options.batch_size
+            for number in range(self._workers.count if busy else 1):
+                if number + self._slot_offset not in slots:
+                    self._add(self._acquire(number + self._slot_offset))
+        if self._suspects and not any(c.private for c in self._connections):
+            self._add(self._workers.acquire_private())
+
+    def _acquire(self, slot: int) -> Connection:
+        while True:
+            try:
+                return self._workers.acquire(slot)
+            except ConnectionLostError:
+                self._count_race()
+
+    def _add(self, connection: Connection) -> None:
+        self._connections.append(connection)
+        self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+
+    def _count_race(self) -> None:
+        self._races += 1
+        if self._races > MAX_RACES:
+            raise EngineError(
+                "workers end before they answer, again and again",
+                hint="use a longer --ttl; `wuwan doctor` may tell more",
+            )
+
+    def _fill(self, connection: Connection) -> None:
+        """Give the worker what it may have."""
+        try:
+            if connection.private:
+                self._fill_private(connection)
+                return
+            size = self._options.batch_size
+            while (room := connection.room) > 0:
+                # Full batches while there are enough images; nobody waits for company.
+                if room < size and connection.outstanding:
+                    return
+                self._open_some(min(size, room))
+                if not self._opened:
+                    return
+                count = min(size, room, len(self._opened))
+                connection.send_images([self._opened.popleft() for _ in range(count)])
+        except ConnectionLostError as error:
+            self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
+
+    def _fill_private(self, connection: Connection) -> None:
+        while connection.room > 0 and self._suspects:
+            item = self._suspects.popleft()
+            try:
+                descriptor = open_image(item.path)
+            except OpenError as error:
+                self._fail(item, error.failure)
+                continue
+            connection.send_images([(item, descriptor)])
+        if connection.ready and not self._suspects and not connection.outstanding:
+            self._remove(connection)
+
+    def _wait(self) -> None:
+        """Wait for a worker's answer, or for the first deadline."""
+        if not self._connections or self._emitted in self._records:
+            return
+        deadline = min(connection.deadline for connection in self._connections)
+        timeout = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            self._read(key.data)
+        now = time.monotonic()
+        for connection in list(self._connections):
+            if connection.deadline <= now:
+                self._hung(connection)
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            messages = connection.receive()
+        except ConnectionLostError as error:
+            self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
+            return
+        for message in messages:
+            if connection not in self._connections:
+                return
+            self._handle(connection, message)
+
+    def _handle(self, connection: Connection, message: Message) -> None:
+        match message:
+            case Welcome():
+                self._races = 0
+                connection.greeted(message)
+                if not message.readable:
+                    self._no_descriptors("the worker cannot read files that it is handed")
+            case Ready():
+                connection.became_ready()
+            case Results():
+                self._answered(connection, message.items)
+            case Done():
+                self._drained(connection)
+            case Fatal():
+                self._refused(connection, message)
+            case (
+                Hello()
+                | Images()
+                | End()
+                | StatusRequest()
+                | Status()
+                | LogsRequest()
+                | Logs()
+                | Stop()
+                | Stopping()
+                | Adopt()
+            ):
+                self._lost(connection, f"unexpected {type(message).__name__}", None)
+            case _:
+                assert_never(message)
+
+    def _answered(self, connection: Connection, items: list[dict[str, Any]]) -> None:
+        for result in items:
+            item, _ = connection.outstanding.pop(result["id"], (None, 0.0))
+            if item is None:
+                self._lost(connection, "an answer to nothing that was asked", None)
+                return
+            connection.answered += 1
+            record = from_item(item.path, self._options.spec.model, result)
+            self._records[item.seq] = record
+            if record.error is None:
+                self._losses = 0
+
+    # ------------------------------------------------------------ what can go wrong
+
+    def _drained(self, connection: Connection) -> None:
+        """The worker ends in good order; what it has not answered goes elsewhere."""
+        self._again.extend(item for item, _ in connection.outstanding.values())
+        self._remove(connection)
+
+    def _refused(self, connection: Connection, fatal: Fatal) -> None:
+        if fatal.code == FatalCode.DESCRIPTORS:
+            self._no_descriptors(fatal.message)
+        if fatal.code == FatalCode.BACKEND:
+            self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED)
+            return
+        name = connection.welcome.name if connection.welcome else "the worker"
+        raise EngineError(f"{name}: {fatal.message}", hint="`wuwan doctor` checks what it needs")
+
+    def _no_descriptors(self, reason: str) -> None:
+        raise EngineError(
+            f"images cannot be passed to the worker: {reason}",
+            hint="a security policy (SELinux, gVisor) is in the way; use --runner local",
+        )
+
+    def _hung(self, connection: Connection) -> None:
+        name = connection.welcome.name if connection.welcome else "the worker"
+        quiet = time.monotonic() - connection.last_activity
+        self._workers.notify(f"{name} gave no answer for {quiet:.0f} s; it is being replaced")
+        try:
+            if connection.launch is not None:
+                connection.launch.kill()
+            elif connection.welcome is not None:
+                self._workers.launcher.kill(connection.welcome, self._options.timeouts)
+        except EngineError as error:
+            # It keeps its name, so its successor needs another one.
+            self._slot_offset += self._workers.count
+            self._workers.notify(f"{error} ({error.hint})")
+        if connection.welcome is None:
+            report = connection.launch.error if connection.launch else None
+            raise report or EngineError(
+                f"{name} did not come up within {self._options.timeouts.start:.0f} s",
+                hint="`wuwan doctor` checks what it needs",
+            )
+        self._lost(connection, f"no answer for {quiet:.0f} s", ErrorCode.TIMEOUT)
+
+    def _lost(self, connection: Connection, reason: str, code: ErrorCode | None) -> None:
+        """A worker is gone (or, without a code, of no use): see to its images."""
+        self._remove(connection, release=False)
+        launch = connection.launch
+        report = launch.report() if launch is not None and code != ErrorCode.TIMEOUT else ""
+        if launch is not None:
+            launch.release()
+            if launch.error is not None:
+                raise launch.error
+        if connection.welcome is None:
+            if launch is None:
+                self._count_race()  # it reached the end of its TTL; another will be found
+                return
+            raise EngineError(
+                f"the worker ended before it was up: {report or reason}",
+                hint="`wuwan doctor` checks what it needs",
+            )
+        items = [item for item, _ in connection.outstanding.values()]
+        if connection.private and not connection.ready:
+            raise EngineError(
+                f"the worker ended while it loaded the model: {report or reason}",
+                hint="it may need more memory: see --memory",
+            )
+        self._losses += 1
+        if self._losses > self._options.max_restarts:
+            raise EngineError(
+                f"{self._losses} workers were lost without one image labelled; the last: "
+                f"{report or reason}",
+                hint="`wuwan doctor` checks what a worker needs",
+            )
+        name = connection.welcome.name
+        if code != ErrorCode.TIMEOUT:
+            self._workers.notify(f"{name} was lost ({_first_line(report) or reason})")
+        for item in items:
+            item.attempts += 1
+            if connection.private:
+                message = f"the worker died on this image: {_first_line(report) or reason}"
+                if code == ErrorCode.TIMEOUT:
+                    message = f"the worker hung on this image: {reason}"
+                self._fail(item, ItemFailure(code or ErrorCode.WORKER_CRASHED, message))
+            elif item.attempts >= SUSPECT_AFTER:
+                self._suspects.append(item)
+            else:
+                self._again.append(item)
+
+    def _remove(self, connection: Connection, *, release: bool = True) -> None:
+        self._connections.remove(connection)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection.sock)
+        connection.close()
+        if release and connection.launch is not None:
+            connection.launch.release()
+
+    # ------------------------------------------------------------ the end
+
+    def _say_goodbye(self) -> None:
+        """Exchange the trailers: both sides must have counted the same."""
+        for connection in list(self._connections):
+            if connection.welcome is None:
+                continue
+            with contextlib.suppress(ConnectionLostError):  # every image is answered already
+                connection.send(End(count=connection.answered))
+                deadline = time.monotonic() + _TRAILER
+                while time.monotonic() < deadline:
+                    self._selector.select(deadline - time.monotonic())
+                    done = [m for m in connection.receive() if isinstance(m, Done)]
+                    if done:
+                        if done[0].count != connection.answered:
+                            raise EngineError(
+                                f"the worker counts {done[0].count} answers, "
+                                f"{connection.answered} came",
+                                hint="this is a bug; please report it",
+                            )
+                        break
+
+    def _close(self) -> None:
+        protocol.close_all(descriptor for _, descriptor in self._opened)
+        self._opened.clear()
+        for connection in list(self._connections):
+            self._remove(connection)
+        self._selector.close()
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0]

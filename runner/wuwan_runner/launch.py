@@ -1,0 +1,91 @@
+"""A worker being started in the background, while its clients queue at its socket."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from wuwan_runner.errors import EngineError
+
+if TYPE_CHECKING:
+    import socket
+
+    from wuwan_runner.launchers.base import Launcher, Started
+    from wuwan_runner.options import Timeouts, WorkerSpec
+
+_JOIN = 15.0  # seconds to wait for a start that is being cancelled
+
+
+class Launch:
+    """Owns the thread that starts one worker, and what is known of that worker afterwards.
+
+    The listening socket is closed here as soon as the worker holds it, or cannot: so a client in
+    its queue sees either the worker's Welcome or the end of the connection.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        spec: WorkerSpec,
+        listener: socket.socket,
+        *,
+        slot: int,
+        ttl: float,
+        timeouts: Timeouts,
+    ) -> None:
+        self.error: EngineError | None = None
+        self._started: Started | None = None
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(
+            target=self._start,
+            args=(launcher, spec, listener, slot, ttl, timeouts),
+            name="launch",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _start(
+        self,
+        launcher: Launcher,
+        spec: WorkerSpec,
+        listener: socket.socket,
+        slot: int,
+        ttl: float,
+        timeouts: Timeouts,
+    ) -> None:
+        try:
+            self._started = launcher.start(
+                spec,
+                listener,
+                slot=slot,
+                ttl=ttl,
+                timeouts=timeouts,
+                cancelled=self._cancelled,
+            )
+        except EngineError as error:
+            self.error = error
+        except Exception as error:  # must reach the run, which is in another thread
+            self.error = EngineError(f"starting a worker failed: {type(error).__name__}: {error}")
+        finally:
+            listener.close()
+
+    def report(self) -> str:
+        """Why the worker ended, and its last log lines; "" if that is not known."""
+        self._thread.join(_JOIN)
+        return self._started.report() if self._started else ""
+
+    def kill(self) -> None:
+        """Stop the start, or end the worker. Raises EngineError if it cannot be ended."""
+        self._cancelled.set()
+        self._thread.join(_JOIN)
+        if self._started is not None:
+            started, self._started = self._started, None
+            started.kill()
+
+    def release(self) -> None:
+        """Leave the worker to itself; a start that is still under way is called off."""
+        self._cancelled.set()
+        self._thread.join(_JOIN)
+        if self._started is not None:
+            self._started.release()
+            self._started = None

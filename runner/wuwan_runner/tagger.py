@@ -1,0 +1,84 @@
+"""The public API: label images by a worker that is found or started."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from wuwan_runner.discover import discover
+from wuwan_runner.dispatch import Dispatch
+from wuwan_runner.options import TagOptions
+from wuwan_runner.workers import Workers, choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+    from types import TracebackType
+
+    from wuwan_runner.records import Record
+
+
+def _ignore(_message: str) -> None:
+    pass
+
+
+class Tagger:
+    """Labels images.
+
+    ::
+
+        with Tagger(TagOptions(top_k=3)) as tagger:
+            for record in tagger.tag(["photos"]):
+                print(record.to_json())
+    """
+
+    def __init__(
+        self, options: TagOptions | None = None, notify: Callable[[str], None] = _ignore
+    ) -> None:
+        """
+        Args:
+            options: how to tag, and by which workers.
+            notify: is told, in one line each, what a person may want to know: which runner was
+                picked and why, that a worker was replaced.
+        """
+        self._options = options or TagOptions()
+        self._notify = notify
+        self._workers: Workers | None = None
+
+    def tag(self, paths: Iterable[str | os.PathLike[str]]) -> Generator[Record, None, None]:
+        """One record for each image under `paths`, in order. Errors as `tag_batches`."""
+        with closing(self.tag_batches(paths)) as batches:
+            for batch in batches:
+                yield from batch
+
+    def tag_batches(
+        self, paths: Iterable[str | os.PathLike[str]]
+    ) -> Generator[list[Record], None, None]:
+        """The same, as many records at a time as become available together.
+
+        Inputs are taken lazily. Nothing is started if there is no image to tag.
+
+        Raises:
+            EngineError: if no worker can be had, or none that lives.
+            UsageError: if the options do not make sense.
+        """
+        found = discover((os.fspath(path) for path in paths), self._options.selection)
+        with closing(Dispatch(found, self._staff, self._options).run()) as batches:
+            yield from batches
+
+    def _staff(self) -> Workers:
+        if self._workers is None:
+            launcher = choose(self._options, self._notify)
+            self._workers = Workers(launcher, self._options, self._notify)
+        return self._workers
+
+    def __enter__(self) -> Tagger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is held between runs: workers end by their TTL."""

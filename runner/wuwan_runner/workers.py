@@ -1,0 +1,140 @@
+"""Finds warm workers and starts new ones, for one run."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from wuwan_runner import address, daemon, launchers
+from wuwan_runner.address import Address
+from wuwan_runner.connection import Connection
+from wuwan_runner.errors import EngineError
+from wuwan_runner.launch import Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wuwan_runner.launchers.base import Launcher
+    from wuwan_runner.options import TagOptions, WorkerSpec
+
+_CONNECT = 5.0  # seconds; only a full queue makes connecting wait
+_AGAIN = 0.002
+
+
+def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
+    """The launcher for `options.runner`; for "auto" whatever is warm, then Docker, then local.
+
+    A warm worker is looked for first: that costs microseconds, and asking Docker needs its client.
+
+    Raises:
+        EngineError: if the runner cannot be used.
+    """
+    if options.runner != "auto":
+        return launchers.get(options.runner)
+    docker, local = launchers.get("docker"), launchers.get("local")
+    for launcher in (docker, local):
+        try:
+            if is_warm(launcher, options.spec):
+                return launcher
+        except EngineError:  # a model that this launcher does not know
+            continue
+    if not daemon.may_answer():
+        return _local(local, options.spec, "no Docker daemon here")
+    reference = daemon.image_reference(options.spec.image)
+    try:
+        with daemon.connected(options.timeouts.docker) as client:
+            client.images.get(reference)
+    except EngineError as error:
+        if options.spec.image or options.spec.gpus not in ("auto", "none"):
+            raise  # what was asked for by name needs Docker
+        notify(f"using the local runner: {error} ({error.hint})")
+        return local
+    return docker
+
+
+def _local(local: Launcher, spec: WorkerSpec, reason: str) -> Launcher:
+    if spec.image or spec.gpus not in ("auto", "none"):
+        wanted = f"--image {spec.image}" if spec.image else f"--gpus {spec.gpus}"
+        raise EngineError(
+            f"{wanted} needs Docker: {reason}",
+            hint="start Docker, or set DOCKER_HOST",
+        )
+    return local
+
+
+def is_warm(launcher: Launcher, spec: WorkerSpec) -> bool:
+    """Whether a worker for `spec` is up."""
+    sock = address.connect(Address(launcher.key(spec), "0"), _CONNECT)
+    if sock is None:
+        return False
+    sock.close()
+    return True
+
+
+class Workers:
+    """Gives connections to workers of one kind."""
+
+    def __init__(
+        self, launcher: Launcher, options: TagOptions, notify: Callable[[str], None]
+    ) -> None:
+        self.launcher = launcher
+        self.notify = notify
+        self._options = options
+        self._key = launcher.key(options.spec)
+
+    @property
+    def count(self) -> int:
+        """How many workers this run uses."""
+        return self._options.workers or self.launcher.default_workers(self._options.spec)
+
+    def acquire(self, slot: int) -> Connection:
+        """A connection to the worker in that slot, which is started if there is none.
+
+        Binding the slot's name is what decides between several clients that want to start it: one
+        binds, the others find the name taken and connect to it.
+
+        Raises:
+            EngineError: if the name can be neither bound nor connected to.
+        """
+        place = Address(self._key, str(slot))
+        deadline = time.monotonic() + self._options.timeouts.start
+        while time.monotonic() < deadline:
+            if (sock := address.connect(place, _CONNECT)) is not None:
+                return self._connection(Connection(sock, slot, False, self._options.timeouts, None))
+            if (connection := self._start(place, slot, private=False)) is not None:
+                return connection
+            time.sleep(_AGAIN)
+        raise EngineError(
+            f"the worker name {place.name[1:]} is taken by something that does not answer",
+            hint="another user of this machine may hold it: look for it in /proc/net/unix",
+        )
+
+    def acquire_private(self) -> Connection:
+        """A new worker that no other client will find; it ends with its connection."""
+        place = address.private(self._key)
+        connection = self._start(place, 0, private=True)
+        if connection is None:
+            raise EngineError(f"cannot listen on the socket {place.name[1:]}")
+        return connection
+
+    def _start(self, place: Address, slot: int, *, private: bool) -> Connection | None:
+        listener = address.listen(place)
+        if listener is None:
+            return None
+        sock = address.connect(place, _CONNECT)
+        if sock is None:
+            listener.close()
+            return None
+        launch = Launch(
+            self.launcher,
+            self._options.spec,
+            listener,
+            slot=slot,
+            ttl=0.0 if private else self._options.ttl,
+            timeouts=self._options.timeouts,
+        )
+        return self._connection(Connection(sock, slot, private, self._options.timeouts, launch))
+
+    def _connection(self, connection: Connection) -> Connection:
+        connection.greet(self._options)
+        return connection

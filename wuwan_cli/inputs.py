@@ -1,0 +1,99 @@
+"""The paths that the user names: as arguments, and in lists that are read as they grow."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wuwan_runner.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+STDIN = "-"
+_CHUNK = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What to tag, in order. Lists are opened at once, so that a wrong name is a usage error."""
+
+    paths: tuple[str, ...]  # "-" stands for the list on standard input
+    files_from: str | None  # a list in a file, or "-"; it comes last
+    separator: bytes
+    list_descriptor: int | None
+
+    @classmethod
+    def of(cls, paths: Sequence[str], files_from: str | None, *, null: bool) -> Inputs:
+        """Check what was given.
+
+        Raises:
+            UsageError: if there is nothing, standard input is named twice, or the list is missing.
+        """
+        if not paths and files_from is None:
+            raise UsageError(
+                "nothing to tag", hint="name files or directories, or a list with --files-from"
+            )
+        if [*paths, files_from].count(STDIN) > 1:
+            raise UsageError("standard input can be read once only")
+        if null and files_from is None and STDIN not in paths:
+            raise UsageError("-0/--null is about lists", hint="use it with --files-from or -")
+        descriptor = None
+        if files_from == STDIN:
+            descriptor = 0
+        elif files_from is not None:
+            try:
+                descriptor = os.open(files_from, os.O_RDONLY | os.O_CLOEXEC)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"cannot read the list {files_from}: {error}") from None
+        return cls(tuple(paths), files_from, b"\0" if null else b"\n", descriptor)
+
+    def __iter__(self) -> Iterator[str]:
+        """The paths, each as soon as it has been read."""
+        for path in self.paths:
+            if path == STDIN:
+                yield from read_list(0, self.separator)
+            else:
+                yield path
+        if self.list_descriptor is not None:
+            yield from read_list(self.list_descriptor, self.separator)
+
+    def again(self) -> Iterator[str] | None:
+        """The same paths a second time, for counting; None where a list can be read only once."""
+        if STDIN in self.paths or self.files_from == STDIN:
+            return None
+        if self.list_descriptor is None:
+            return iter(self.paths)
+        if not stat.S_ISREG(os.fstat(self.list_descriptor).st_mode):
+            return None
+        return self._again()
+
+    def _again(self) -> Iterator[str]:
+        yield from self.paths
+        assert self.files_from is not None  # noqa: S101  # `again` has looked
+        descriptor = os.open(self.files_from, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield from read_list(descriptor, self.separator)
+        finally:
+            os.close(descriptor)
+
+
+def read_list(descriptor: int, separator: bytes) -> Iterator[str]:
+    """The non-empty entries of a list, byte for byte as file names are, without waiting for more.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    rest = b""
+    try:
+        while chunk := os.read(descriptor, _CHUNK):
+            *entries, rest = (rest + chunk).split(separator)
+            for entry in entries:
+                if entry:
+                    yield os.fsdecode(entry)
+    except OSError as error:
+        raise UsageError(f"cannot read the list: {error.strerror}") from None
+    if rest:
+        yield os.fsdecode(rest)

@@ -1,0 +1,224 @@
+"""Where records go: standard output, or a file that appears only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import stat
+from typing import TYPE_CHECKING, Protocol
+
+from wuwan_runner.errors import LockedError, UsageError, WuwanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from wuwan_runner.records import Record
+
+_STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+PARTIAL = ".partial"
+_CREATE = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class ClosedPipe(Exception):  # noqa: N818  # no error: the reader has had enough
+    """Nobody reads the records any more."""
+
+
+class OutputError(WuwanError):
+    """Records cannot be written."""
+
+
+class Sink(Protocol):
+    """Takes records."""
+
+    written: int
+    """Records that have left this process."""
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write and flush them, in order."""
+        ...
+
+    def commit(self) -> None:
+        """All records have been written: make them last."""
+        ...
+
+    def abandon(self) -> str:
+        """The run ended early; a sentence about what becomes of the records, or ""."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held."""
+        ...
+
+
+@contextlib.contextmanager
+def opened(target: str | None) -> Iterator[Sink]:
+    """The sink for `--output`.
+
+    Raises:
+        LockedError: if another run writes to the same file.
+        OutputError: if it cannot be written.
+        UsageError: if it is a directory.
+    """
+    sink = _open(target)
+    try:
+        yield sink
+    finally:
+        sink.close()
+
+
+def _open(target: str | None) -> Sink:
+    if target is None or target in _STDOUT_NAMES:
+        return StreamSink(1, "standard output")
+    with _explained(target):
+        try:
+            mode = os.stat(target).st_mode
+        except FileNotFoundError:
+            return FileSink(target)
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"--output {target} is a directory")
+        # Devices and FIFOs are written as they are, and so is a file named by way of a descriptor:
+        # it cannot be renamed to.
+        if not stat.S_ISREG(mode) or target.startswith(("/dev/", "/proc/")):
+            return StreamSink(os.open(target, os.O_WRONLY | os.O_CLOEXEC), target)
+        return FileSink(target)
+
+
+class StreamSink:
+    """Writes to a descriptor: standard output, a FIFO, a device."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.written = 0
+        self._descriptor = descriptor
+        self._name = name
+
+    def write(self, records: Sequence[Record]) -> None:
+        """See `Sink.write`."""
+        with _explained(self._name):
+            try:
+                _write(self._descriptor, records)
+            except BrokenPipeError:
+                raise ClosedPipe from None
+        self.written += len(records)
+
+    def commit(self) -> None:
+        """Nothing is left to do."""
+
+    def abandon(self) -> str:
+        """See `Sink.abandon`."""
+        return f"{_records(self.written)} written"
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        if self._descriptor > 2:
+            os.close(self._descriptor)
+
+
+class FileSink:
+    """Writes to FILE.partial, which becomes FILE in the end.
+
+    The lock is on the partial file, so it dies with its holder, and what a killed run leaves is
+    one file of a known name that the next run takes over.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.written = 0
+        self._target = os.path.realpath(target)  # a link stays a link
+        self._partial = self._target + PARTIAL
+        with _explained(target):
+            self._descriptor = self._lock()
+            os.ftruncate(self._descriptor, 0)
+            with contextlib.suppress(OSError):  # the file is new, or its mode cannot be had
+                mode = stat.S_IMODE(os.stat(self._target).st_mode)
+                os.fchmod(self._descriptor, mode)
+
+    def _lock(self) -> int:
+        while True:
+            descriptor = os.open(self._partial, _CREATE, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The holder before us may have renamed or removed the file that we have locked.
+                if _same_file(descriptor, self._partial):
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise LockedError(
+                    f"another run is writing {self._target}",
+                    hint="wait for it, or choose another --output",
+                ) from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """See `Sink.write`."""
+        try:
+            with _explained(self._target):
+                _write(self._descriptor, records)
+        except OutputError:
+            # A half line, on a full disk: nothing to keep.
+            self._remove()
+            raise
+        self.written += len(records)
+
+    def commit(self) -> None:
+        """See `Sink.commit`."""
+        with _explained(self._target):
+            os.fsync(self._descriptor)
+            os.rename(self._partial, self._target)  # noqa: PTH104
+            directory = os.open(os.path.dirname(self._target), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH120
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def abandon(self) -> str:
+        """See `Sink.abandon`."""
+        if not self.written:
+            self._remove()
+            return ""
+        return f"{_records(self.written)} kept in {self._partial}"
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._partial)  # noqa: PTH108
+        self.written = 0
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        os.close(self._descriptor)
+
+
+def _records(count: int) -> str:
+    return f"{count:,} record{'' if count == 1 else 's'}"
+
+
+def _same_file(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _write(descriptor: int, records: Sequence[Record]) -> None:
+    # JSON has an escape for what UTF-8 cannot encode, and it is the one that Python writes.
+    lines = "".join(f"{record.to_json()}\n" for record in records)
+    data = memoryview(lines.encode("utf-8", "backslashreplace"))
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # whoever shares the pipe made it non-blocking
+            select.select([], [descriptor], [])
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """OSErrors as errors of the output."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space and run it again" if error.errno == errno.ENOSPC else ""
+        raise OutputError(f"cannot write to {name}: {error.strerror or error}", hint=hint) from None

@@ -1,0 +1,259 @@
+"""`wuwan tag`: images in, one record a line out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wuwan_cli.progress import Mode
+from wuwan_runner.errors import ExitCode, UsageError
+from wuwan_runner.launchers import REGISTRY
+from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from wuwan_cli.inputs import Inputs
+    from wuwan_cli.signals import Signals
+
+RUNNERS = ("auto", *REGISTRY)
+_DEFAULTS = TagOptions()
+_MEMORY = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _gpus(value: str) -> str:
+    from wuwan_runner import gpus
+
+    return gpus.check(value)
+
+
+def _runner(value: str) -> str:
+    if value not in RUNNERS:
+        raise UsageError(f"no runner named {value!r}", hint=f"one of: {', '.join(RUNNERS)}")
+    return value
+
+
+def _memory(value: str) -> str:
+    if not _MEMORY.fullmatch(value):
+        raise UsageError(f"--memory {value!r} is not an amount", hint="for example 512m or 4g")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise UsageError(f"{value} is not a usable number")
+    return value
+
+
+@app.command(
+    epilog="Records go to standard output, everything else to standard error. A reader that closes "
+    "the pipe early (head) ends the run quietly. Exit codes: 0 all tagged; 1 fatal; 2 usage; "
+    "3 finished, some images have an error record; 4 no worker (Docker, image, GPU); 5 another run "
+    "holds the output; 130 or 143 after a signal."
+)
+def tag(
+    ctx: typer.Context,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH...",
+            help="Images and directories; - reads a list of paths from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to FILE, which appears when it is complete. What an interrupted run has "
+            "finished stays in FILE.partial.",
+        ),
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, metavar="N", help="Labels for each image, at most.")
+    ] = _DEFAULTS.top_k,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, callback=_finite, help="Leave out less.")
+    ] = _DEFAULTS.min_score,
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="A model bundle's name or directory.")
+    ] = _DEFAULTS.spec.model,
+    runner: Annotated[
+        str,
+        typer.Option(
+            "--runner",
+            metavar="|".join(RUNNERS),
+            callback=_runner,
+            autocompletion=lambda: list(RUNNERS),
+            help="Where the model runs.",
+        ),
+    ] = _DEFAULTS.runner,
+    gpus: Annotated[
+        str,
+        typer.Option("--gpus", metavar="auto|all|none|0,1", callback=_gpus, help="Which GPUs."),
+    ] = _DEFAULTS.spec.gpus,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            metavar="N",
+            help="How many workers.  [default: one for each chosen GPU, one on a CPU]",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=32, help="Images in one message to a worker.")
+    ] = _DEFAULTS.batch_size,
+    ttl: Annotated[
+        float,
+        typer.Option(
+            "--ttl",
+            min=0,
+            metavar="SECONDS",
+            callback=_finite,
+            help="How long a worker stays warm after its last work.",
+        ),
+    ] = _DEFAULTS.ttl,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            "--files-from", metavar="FILE", help="A list of paths, one a line; - is standard input."
+        ),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="Lists are separated by NUL, as find -print0 does.")
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="PATTERN",
+            help="In directories, take the files that match instead of those with an image's "
+            "extension. Repeatable.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="PATTERN",
+            help="In directories, leave out files and directories that match. Repeatable.",
+        ),
+    ] = None,
+    no_recursive: Annotated[
+        bool, typer.Option("--no-recursive", help="Leave out directories inside of directories.")
+    ] = False,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="In directories, take names that begin with a dot.")
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="The reference preprocessing: slower, hardly different.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    progress: Annotated[
+        Mode, typer.Option("--progress", help="A bar needs a terminal; plain writes lines.")
+    ] = Mode.AUTO,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            metavar="SECONDS",
+            callback=_finite,
+            help="How long a worker may be silent while it has work, before it is replaced.",
+        ),
+    ] = _DEFAULTS.timeouts.batch,
+    image: Annotated[
+        str,
+        typer.Option(
+            "--image", metavar="NAME", help="The container image.  [default: this version's own]"
+        ),
+    ] = _DEFAULTS.spec.image,
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", callback=_memory, help="For a container.")
+    ] = _DEFAULTS.spec.memory,
+) -> None:
+    """Tag images with Chinese labels; one JSON object a line, in the order of the input."""
+    from wuwan_cli.inputs import Inputs
+
+    options = TagOptions(
+        spec=WorkerSpec(model=model, gpus=gpus, image=image, memory=memory),
+        runner=runner,
+        workers=workers,
+        top_k=top_k,
+        min_score=min_score,
+        exact=exact,
+        batch_size=batch_size,
+        ttl=ttl,
+        selection=Selection(
+            recursive=not no_recursive,
+            hidden=hidden,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+        ),
+        timeouts=Timeouts(batch=timeout),
+    )
+    inputs = Inputs.of(paths or (), files_from, null=null)
+    raise typer.Exit(_run(options, inputs, output, progress, ctx.obj, quiet=quiet))
+
+
+def _run(
+    options: TagOptions,
+    inputs: Inputs,
+    target: str | None,
+    mode: Mode,
+    signals: Signals,
+    *,
+    quiet: bool,
+) -> int:
+    """Tag everything; the exit code."""
+    from wuwan_cli.boundary import say
+    from wuwan_cli.output import ClosedPipe, opened
+    from wuwan_cli.progress import Progress, resolve
+    from wuwan_runner import Tagger
+    from wuwan_runner.discover import discover
+
+    def countable() -> Iterator[Any] | None:
+        paths = inputs.again()
+        return None if paths is None else discover(paths, options.selection)
+
+    progress = Progress(resolve(mode), quiet=quiet, countable=countable)
+    with opened(target) as sink:
+        try:
+            with (
+                progress,
+                Tagger(options, notify=progress.notify) as tagger,
+                contextlib.closing(tagger.tag_batches(inputs)) as batches,
+            ):
+                for records in batches:
+                    with signals.shield():
+                        sink.write(records)
+                    progress.update(records)
+            sink.commit()
+        except ClosedPipe:
+            sink.abandon()
+            return _code(progress.failed)
+        except BaseException as error:
+            fate = sink.abandon()
+            if fate and (not quiet or not isinstance(error, KeyboardInterrupt)):
+                say(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'ended'}: {fate}")
+            raise
+    progress.summarize()
+    return _code(progress.failed)
+
+
+def _code(failed: int) -> int:
+    return int(ExitCode.PARTIAL if failed else ExitCode.OK)
