@@ -76,4 +76,5 @@ ARG VERSION=0.0.0
 LABEL org.opencontainers.image.title="wuwan" \
       org.opencontainers.image.description="Tags photos with Chinese labels: the wuwan worker, CPU" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
+      org.opencontainers.image.version="${VERSION}" \
+      io.wuwan.variant="cpu"

@@ -7,6 +7,7 @@ bundles without loading a model library.
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,9 @@ class Bundle:
             try:
                 with (self.root / name).open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise BundleError(f"bundle {self.name}: {name}: {error.strerror}") from None
+            except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise BundleError(f"bundle {self.name}: {name!r}: {reason}") from None
             if found != expected:
                 raise BundleError(
                     f"bundle {self.name}: {name} has sha256 {found[:12]}…, its manifest says "
@@ -116,7 +118,7 @@ def load(root: Path) -> Bundle:
         raise BundleError(f"{manifest} is not valid TOML: {error}") from None
     except KeyError as error:
         raise BundleError(f"{manifest} lacks {error}") from None
-    except (TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest}: {error}") from None
 
 
@@ -125,6 +127,13 @@ def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
     mean, std = (tuple(map(float, shape[key])) for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise ValueError("input.mean and input.std need three numbers each")
+    size, resize, classes = int(shape["size"]), int(shape["resize"]), int(output["classes"])
+    if not 0 < size <= resize:
+        raise ValueError("input.size must be over 0 and not over input.resize")
+    if classes < 1:
+        raise ValueError("output.classes must be over 0")
+    if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise ValueError("input.mean must be finite and input.std over 0")
     if shape["interpolation"] not in ("bilinear", "bicubic"):
         raise ValueError(f"input.interpolation {shape['interpolation']!r} is not known")
     if output["activation"] not in ("none", "softmax", "sigmoid"):
@@ -140,14 +149,14 @@ def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
         backends={str(key): str(value) for key, value in content["backends"].items()},
         input=InputSpec(
             name=str(shape["name"]),
-            size=int(shape["size"]),
-            resize=int(shape["resize"]),
+            size=size,
+            resize=resize,
             interpolation=str(shape["interpolation"]),
             mean=mean,
             std=std,
         ),
         output_name=str(output["name"]),
-        classes=int(output["classes"]),
+        classes=classes,
         activation=str(output["activation"]),
         files={str(key): str(value) for key, value in content["files"].items()},
         fingerprint=fingerprint,

@@ -64,7 +64,12 @@ _OTHER_FORMATS = (
     (b"DDS ", "DDS"),
     (b"FUJIFILMCCD-RAW", "Fujifilm RAW"),
 )
+# What the formats of the allow-list begin with, to say "truncated".
+_KNOWN_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_REDUCING_GAP = 2.0  # how many times the network's input is kept before the last, exact resizing
+_BAND_PIXELS = 2**20
 _EXIF_ORIENTATION = 0x0112
 _SWAPS_SIDES = {5, 6, 7, 8}
 
@@ -105,8 +110,9 @@ def decode(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded:
     Raises:
         ItemError: whatever is wrong with the image.
     """
-    data = _read(descriptor)
+    data = b""
     try:
+        data = _read(descriptor)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > LARGE_PIXELS:
                 with _large:
@@ -168,7 +174,8 @@ def _prepare(image: Image.Image, spec: InputSpec, exact: bool) -> Decoded:
 
 def _orientation(image: Image.Image) -> int:
     # pillow-heif has applied the orientation and says so by having removed it from the EXIF data.
-    if "exif" not in image.info and image.format not in ("TIFF", "PNG", "WEBP"):
+    # Pillow applies a TIFF's when it loads it, and gives its size as displayed from the start.
+    if image.format == "TIFF" or ("exif" not in image.info and image.format not in ("PNG", "WEBP")):
         return 1
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -201,44 +208,69 @@ def _crop_and_resize(
     size = (spec.size, spec.size)
     # RGB, RGBA and L can be scaled as they are, which leaves little to convert; a palette, 16 bits
     # or CMYK cannot be interpolated or would need a table each.
-    image = image if image.mode in ("RGB", "RGBA", "L") and not _keyed(image) else _rgb(image)
-    return _rgb(image.resize(size, resampling, box=box, reducing_gap=2.0))
+    if image.mode in ("RGB", "RGBA", "L") and not _keyed(image):
+        return _rgb(image.resize(size, resampling, box=box, reducing_gap=_REDUCING_GAP))
+    factor = max(1, int(side / spec.size / _REDUCING_GAP))
+    image = _rgb_in_bands(image, factor)
+    left, top, right, bottom = (edge / factor for edge in box)
+    return image.resize(size, resampling, box=(left, top, right, bottom))
 
 
 def _exact(image: Image.Image, spec: InputSpec, resampling: Image.Resampling) -> Image.Image:
-    image = _rgb(image)
+    image = _rgb_in_bands(image, 1)
     scale = spec.resize / min(image.size)
     width, height = (max(spec.size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), resampling)
     left, top = (width - spec.size) // 2, (height - spec.size) // 2
-    return image.crop((left, top, left + spec.size, top + spec.size))
+    # Resizes, then crops, without making the pixels that would be cropped: the whole of an image
+    # of 1 x 10,000 pixels would take 2 GB.
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + spec.size) * across, (top + spec.size) * down)
+    return image.resize((spec.size, spec.size), resampling, box=box)
 
 
 def _keyed(image: Image.Image) -> bool:
     return "transparency" in image.info
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB, transparency over white, 16 bits scaled to 8."""
+def _rgb_in_bands(image: Image.Image, factor: int) -> Image.Image:
+    """As `_rgb`, and every side divided by `factor`; a few rows at a time.
+
+    A palette PNG of 31 KB may have 16,000 x 16,000 pixels; all of them as RGBA, a white ground,
+    and both composed would take 4 GB.
+    """
+    image.load()
+    white = _white(image)
+    width, height = image.size
+    rows = factor * max(1, _BAND_PIXELS // (width * factor))
+    result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, rows):
+        band = _rgb(image.crop((0, top, width, min(top + rows, height))), white)
+        result.paste(band if factor == 1 else band.reduce(factor), (0, top // factor))
+    return result
+
+
+def _rgb(image: Image.Image, white: float = 255.0) -> Image.Image:
+    """As RGB, transparency over white, 16 bits and floats scaled to 8 bits."""
     if image.mode == "RGB" and not _keyed(image):
         return image
     if image.mode.startswith(("I", "F")):
-        return _from_deep(image)
+        # Pillow's own conversion clips at 255, which makes nearly everything white.
+        values = np.nan_to_num(np.asarray(image).astype(np.float32))
+        grey = np.clip(values * (255.0 / white), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or _keyed(image):
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit and float greyscale. Pillow's own conversion clips it at 255, which gives white."""
-    values = np.asarray(image).astype(np.float32)
-    top = 1.0 if image.mode == "F" and values.max(initial=0.0) <= 1.0 else 65535.0
-    if image.mode == "I" and values.max(initial=0.0) <= 255:
-        top = 255.0
-    grey = np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+def _white(image: Image.Image) -> float:
+    """The value that stands for white. 32-bit and float greyscale has no fixed one."""
+    if image.mode not in ("I", "F"):
+        return 65535.0 if image.mode.startswith("I") else 255.0
+    brightest = np.max(image.getextrema())
+    return next((top for top in (1.0, 255.0) if brightest <= top), 65535.0)
 
 
 def _unidentified(data: bytes) -> ItemError:
@@ -248,7 +280,9 @@ def _unidentified(data: bytes) -> ItemError:
     for magic, name in _OTHER_FORMATS:
         if head.startswith(magic):
             return ItemError(ErrorCode.UNSUPPORTED, f"{name} is not supported")
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF")):
+    riff_of_other_kind = head.startswith(b"RIFF") and not b"WEBP".startswith(head[8:12])
+    known = head.startswith(_KNOWN_HEADS) or (head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS)
+    if known and not riff_of_other_kind:
         return ItemError(ErrorCode.TRUNCATED, "the image's header is cut short or damaged")
     return ItemError(ErrorCode.NOT_AN_IMAGE, "not an image in a known format")
 

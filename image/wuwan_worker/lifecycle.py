@@ -118,6 +118,8 @@ class Lifecycle:
 
     def images_done(self, count: int) -> None:
         """Images were answered, or forgotten with their client."""
+        if not count:  # somebody who only asked for the status has left; that is no work
+            return
         self.unanswered -= count
         self._idle_since = self.now()
 

@@ -56,6 +56,9 @@ MAGIC = b"WW"
 MAX_PAYLOAD = 16 * 1024 * 1024
 # The kernel takes at most SCM_MAX_FD = 253 descriptors in one message (unix(7)).
 MAX_DESCRIPTORS = 128
+# msgpack makes room for an array as soon as it has read its length: a few bytes of nested arrays
+# would claim gigabytes. More than all labels of the largest bundle is never sent.
+MAX_ELEMENTS = 2**17
 RECEIVE_SIZE = 256 * 1024
 # What the probe descriptor of a Hello holds: a worker that can read this can read images.
 PROBE = b"wuwan probe\n"
@@ -303,7 +306,7 @@ def unpack(payload: bytes) -> Message:
             of the wrong kind.
     """
     try:
-        content = msgpack.unpackb(payload)
+        content = msgpack.unpackb(payload, max_array_len=MAX_ELEMENTS, max_map_len=MAX_ELEMENTS)
     except Exception as error:  # msgpack raises ValueError, TypeError and its own classes
         raise ProtocolError(f"payload is not msgpack: {error}") from None
     if not isinstance(content, dict):

@@ -49,7 +49,8 @@ class Ranking:
         """
         scores = probabilities
         if not self._one_to_one:
-            scores = np.add.reduceat(probabilities[self._order], self._starts)
+            # Rounding (bf16), or outputs that do not exclude each other, may sum to more than 1.
+            scores = np.minimum(np.add.reduceat(probabilities[self._order], self._starts), 1.0)
         count = min(top_k, len(scores))
         if count <= 0:
             return []

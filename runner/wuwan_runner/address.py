@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BACKLOG = 512
-_PREFIX = "wuwan"
+# Clients share workers within a namespace; another one keeps a test run's workers to itself.
+NAMESPACE_VARIABLE = "WUWAN_NAMESPACE"
+
+
+def namespace() -> str:
+    """The namespace of this process: "wuwan" unless the environment names another."""
+    return os.environ.get(NAMESPACE_VARIABLE, "") or "wuwan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Address:
     @property
     def name(self) -> str:
         """The abstract socket's name, with its leading NUL."""
-        return f"\0{_PREFIX}/{os.getuid()}/{self.key}/{self.slot}"
+        return f"\0{namespace()}/{os.getuid()}/{self.key}/{self.slot}"
 
 
 def key(runner: str, details: Mapping[str, str]) -> str:
@@ -85,7 +91,7 @@ def connect(address: Address, timeout: float) -> socket.socket | None:
 
 def listed() -> list[Address]:
     """The addresses of this user's workers on this machine, by proc(5) net/unix."""
-    prefix = f"@{_PREFIX}/{os.getuid()}/"
+    prefix = f"@{namespace()}/{os.getuid()}/"
     found: set[Address] = set()
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines():
         name = line.rpartition(" ")[2]

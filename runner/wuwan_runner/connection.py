@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from wuwan_worker import __version__, protocol
 from wuwan_worker.protocol import FrameDecoder, Hello, Images, Message, State, Welcome
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from wuwan_runner.launch import Launch
+    from wuwan_runner.errors import EngineError
     from wuwan_runner.options import TagOptions, Timeouts
 
 # unix(7): more descriptors are under way than RLIMIT_NOFILE allows; receivers make room in no time.
@@ -25,6 +25,27 @@ _RETRY_PAUSE = 0.005
 
 class ConnectionLostError(Exception):
     """The worker is gone, or has broken the protocol."""
+
+
+class Backing(Protocol):
+    """What this process holds of a worker besides the connection: `Launch`, or an exec `Link`."""
+
+    warm: bool
+    """Whether the worker was there before this run."""
+    error: EngineError | None
+    """Why it could not be started."""
+
+    def report(self) -> str:
+        """Why the worker ended and its last log lines; "" if that is not known."""
+        ...
+
+    def kill(self) -> None:
+        """End the worker. Raises EngineError if it cannot be ended."""
+        ...
+
+    def release(self) -> None:
+        """Let go; the worker lives on by itself."""
+        ...
 
 
 @dataclass(slots=True)
@@ -44,7 +65,7 @@ class Connection:
     slot: int
     private: bool  # a worker of this run alone, for images that are suspected of killing workers
     timeouts: Timeouts
-    launch: Launch | None  # if this run has started the worker
+    launch: Backing | None  # if this run has started the worker
     welcome: Welcome | None = None
     ready: bool = False  # the model is loaded
     answered: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ DEFAULT_SOCKET = "/var/run/docker.sock"
 # Labels of our containers and images.
 LABEL_WORKER = "io.wuwan.worker"  # the worker's name
 LABEL_OWNER = "io.wuwan.owner"  # uid of who started it
+LABEL_NAMESPACE = "io.wuwan.namespace"
 LABEL_KEY = "io.wuwan.key"
 LABEL_VARIANT = "io.wuwan.variant"  # of the image: cpu, gpu
 
@@ -69,6 +71,33 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
         raise unreachable(error) from None
     finally:
         client.close()
+
+
+def is_remote() -> bool:
+    """Whether DOCKER_HOST names a daemon on another machine, or one that may be."""
+    host = os.environ.get("DOCKER_HOST", "")
+    return bool(host) and not host.startswith("unix://")
+
+
+def post_mortem(client: docker.DockerClient, name: str) -> str:
+    """Why a container ended, in a few words; "" if the daemon does not know.
+
+    A container that removes itself leaves nothing to inspect, but the daemon remembers its last
+    events.
+    """
+    now = time.time()
+    oom, code = False, ""
+    events = client.api.events(
+        since=int(now - 3600), until=int(now) + 1, filters={"container": name}, decode=True
+    )
+    for event in events:
+        action = str(event.get("Action", ""))
+        oom = oom or action == "oom"
+        if action == "die":
+            code = str(event.get("Actor", {}).get("Attributes", {}).get("exitCode", ""))
+    if oom or code == "137":  # 128 + SIGKILL: the kernel's, unless somebody else killed it
+        return "likely out of memory (exit code 137); see --memory"
+    return f"exit code {code}" if code else ""
 
 
 def unreachable(error: Exception) -> EngineError:

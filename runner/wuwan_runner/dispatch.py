@@ -16,11 +16,11 @@ import selectors
 import time
 from collections import deque
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from wuwan_runner.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.discover import OpenError, open_image
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import EngineError, NoSharedFilesError
 from wuwan_runner.records import ItemFailure, Record, from_item
 from wuwan_worker import protocol
 from wuwan_worker.protocol import (
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from wuwan_runner.discover import Found
+    from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.options import TagOptions
-    from wuwan_runner.workers import Workers
 
 WINDOW = 512
 # Workers lost with an image before it is suspected of being the cause.
@@ -60,13 +60,39 @@ MAX_RACES = 100
 _TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
 
 
+class Staff(Protocol):
+    """Where workers come from: `Workers`, or `RemoteWorkers` for a daemon far away."""
+
+    launcher: Launcher
+    notify: Callable[[str], None]
+
+    @property
+    def count(self) -> int:
+        """How many workers this run uses."""
+        ...
+
+    def acquire(self, slot: int) -> Connection:
+        """A connection to the worker in that slot, which is started if there is none."""
+        ...
+
+    def acquire_private(self) -> Connection:
+        """A connection to a new worker of this run alone."""
+        ...
+
+
 class Dispatch:
     """The state of one run."""
 
     def __init__(
-        self, found: Iterator[Found], staff: Callable[[], Workers], options: TagOptions
+        self, found: Iterator[Found], staff: Callable[[bool], Staff], options: TagOptions
     ) -> None:
-        """`staff` is asked for the source of workers when the first image is there."""
+        """
+        Args:
+            found: the inputs.
+            staff: asked for workers when the first image is there; and once more, with True, if
+                descriptors turn out not to reach the workers.
+            options: of the run.
+        """
         self._found = found
         self._staffing = staff
         self._options = options
@@ -80,6 +106,7 @@ class Dispatch:
         self._again: deque[Item] = deque()  # to be sent once more
         self._suspects: deque[Item] = deque()
         self._slot_offset = 0
+        self._over_exec = False
         self._losses = 0  # workers lost since the last image was labelled
         self._races = 0
 
@@ -144,8 +171,8 @@ class Dispatch:
     # ------------------------------------------------------------ workers
 
     @cached_property
-    def _workers(self) -> Workers:
-        return self._staffing()
+    def _workers(self) -> Staff:
+        return self._staffing(False)
 
     def _staff(self) -> None:
         """Have as many workers as there is work for."""
@@ -239,7 +266,8 @@ class Dispatch:
                 self._races = 0
                 connection.greeted(message)
                 if not message.readable:
-                    self._no_descriptors("the worker cannot read files that it is handed")
+                    reason = "the worker cannot read the files that it is handed"
+                    self._no_descriptors(connection, reason)
             case Ready():
                 connection.became_ready()
             case Results():
@@ -285,18 +313,25 @@ class Dispatch:
 
     def _refused(self, connection: Connection, fatal: Fatal) -> None:
         if fatal.code == FatalCode.DESCRIPTORS:
-            self._no_descriptors(fatal.message)
+            self._no_descriptors(connection, fatal.message)
+            return
         if fatal.code == FatalCode.BACKEND:
             self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED)
             return
         name = connection.welcome.name if connection.welcome else "the worker"
         raise EngineError(f"{name}: {fatal.message}", hint="`wuwan doctor` checks what it needs")
 
-    def _no_descriptors(self, reason: str) -> None:
-        raise EngineError(
-            f"images cannot be passed to the worker: {reason}",
-            hint="a security policy (SELinux, gVisor) is in the way; use --runner local",
-        )
+    def _no_descriptors(self, connection: Connection, reason: str) -> None:
+        """Go over to the exec channel: SELinux, gVisor or a virtual machine is in the way."""
+        if self._options.channel != "auto" or self._workers.launcher.name != "docker":
+            raise EngineError(
+                f"images cannot be passed to the worker: {reason}", hint="wuwan doctor"
+            )
+        self._drained(connection)
+        if not self._over_exec:
+            self._over_exec = True
+            self._workers.notify(f"{reason}: passing images through docker exec, which is slower")
+            self._workers = self._staffing(True)
 
     def _hung(self, connection: Connection) -> None:
         name = connection.welcome.name if connection.welcome else "the worker"
@@ -321,15 +356,18 @@ class Dispatch:
 
     def _lost(self, connection: Connection, reason: str, code: ErrorCode | None) -> None:
         """A worker is gone (or, without a code, of no use): see to its images."""
-        self._remove(connection, release=False)
         launch = connection.launch
+        if launch is not None and isinstance(launch.error, NoSharedFilesError):
+            self._no_descriptors(connection, str(launch.error))
+            return
+        self._remove(connection, release=False)
         report = launch.report() if launch is not None and code != ErrorCode.TIMEOUT else ""
         if launch is not None:
             launch.release()
             if launch.error is not None:
                 raise launch.error
         if connection.welcome is None:
-            if launch is None:
+            if launch is None or launch.warm:
                 self._count_race()  # it reached the end of its TTL; another will be found
                 return
             raise EngineError(

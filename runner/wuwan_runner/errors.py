@@ -40,6 +40,10 @@ class EngineError(WuwanError):
     exit_code = ExitCode.ENGINE
 
 
+class NoSharedFilesError(EngineError):
+    """Descriptors cannot be passed to the daemon's containers; the exec channel still can."""
+
+
 class LockedError(WuwanError):
     """Another run is writing the same output."""
 

@@ -9,6 +9,7 @@ from wuwan_runner.errors import EngineError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from wuwan_runner.launchers.base import Launcher, Started
     from wuwan_runner.options import Timeouts, WorkerSpec
@@ -32,8 +33,12 @@ class Launch:
         slot: int,
         ttl: float,
         timeouts: Timeouts,
+        prepare: Callable[[], None],
     ) -> None:
+        """`prepare` is called before the start, in the same thread."""
+        self.warm = False
         self.error: EngineError | None = None
+        self._prepare = prepare
         self._started: Started | None = None
         self._cancelled = threading.Event()
         self._thread = threading.Thread(
@@ -54,6 +59,7 @@ class Launch:
         timeouts: Timeouts,
     ) -> None:
         try:
+            self._prepare()
             self._started = launcher.start(
                 spec,
                 listener,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from wuwan_runner.discover import Selection
-
-DEFAULT_IMAGE = "wuwan"  # the tag is the version: see `image_reference`
+from wuwan_runner.discover import Selection as Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +38,7 @@ class TagOptions:
 
     spec: WorkerSpec = field(default_factory=WorkerSpec)
     runner: str = "auto"  # "auto" or a name in `launchers.REGISTRY`
+    channel: str = "auto"  # how containers get images: "socket", "exec", or what works
     workers: int | None = None  # None: one for each chosen GPU, one on a CPU
     top_k: int = 5
     min_score: float = 0.0
@@ -48,4 +47,5 @@ class TagOptions:
     ttl: float = 30.0  # seconds a worker stays warm after this run
     selection: Selection = field(default_factory=Selection)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    max_cached: int = 3  # idle workers of all kinds that are kept when another one starts
     max_restarts: int = 20  # workers lost in a row without one image labelled

@@ -6,6 +6,7 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from wuwan_runner import daemon
 from wuwan_runner.discover import discover
 from wuwan_runner.dispatch import Dispatch
 from wuwan_runner.options import TagOptions
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
 
+    from wuwan_runner.dispatch import Staff
+    from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.records import Record
 
 
@@ -43,7 +46,7 @@ class Tagger:
         """
         self._options = options or TagOptions()
         self._notify = notify
-        self._workers: Workers | None = None
+        self._launcher: Launcher | None = None
 
     def tag(self, paths: Iterable[str | os.PathLike[str]]) -> Generator[Record, None, None]:
         """One record for each image under `paths`, in order. Errors as `tag_batches`."""
@@ -66,11 +69,18 @@ class Tagger:
         with closing(Dispatch(found, self._staff, self._options).run()) as batches:
             yield from batches
 
-    def _staff(self) -> Workers:
-        if self._workers is None:
-            launcher = choose(self._options, self._notify)
-            self._workers = Workers(launcher, self._options, self._notify)
-        return self._workers
+    def _staff(self, over_exec: bool) -> Staff:
+        if self._launcher is None:
+            self._launcher = choose(self._options, self._notify)
+        remote = self._options.channel == "exec" or (
+            self._options.channel == "auto" and daemon.is_remote()
+        )
+        if self._launcher.name == "docker" and (remote or over_exec):
+            # Imported here: few need it.
+            from wuwan_runner.exec_channel import RemoteWorkers
+
+            return RemoteWorkers(self._launcher, self._options, self._notify)
+        return Workers(self._launcher, self._options, self._notify)
 
     def __enter__(self) -> Tagger:
         return self

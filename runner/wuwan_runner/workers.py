@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, daemon, launchers
+from wuwan_runner import address, daemon, eviction, launchers
 from wuwan_runner.address import Address
 from wuwan_runner.connection import Connection
 from wuwan_runner.errors import EngineError
@@ -132,6 +132,7 @@ class Workers:
             slot=slot,
             ttl=0.0 if private else self._options.ttl,
             timeouts=self._options.timeouts,
+            prepare=lambda: eviction.make_room(self._options.max_cached, self.notify),
         )
         return self._connection(Connection(sock, slot, private, self._options.timeouts, launch))
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import address, daemon, gpus
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import EngineError, NoSharedFilesError
 from wuwan_runner.launchers.base import new_name
 from wuwan_worker import protocol
 from wuwan_worker.protocol import Adopt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import docker
 
@@ -49,11 +49,15 @@ class DockerStarted:
 
     def report(self) -> str:
         """See `Started.report`."""
-        return self._log.ended(2.0)
+        lines = self._log.ended(2.0)
+        reason = ""
+        with contextlib.suppress(EngineError), daemon.connected(self._timeouts.docker) as client:
+            reason = daemon.post_mortem(client, self.name)
+        return f"{reason}\n{lines}".strip()
 
     def kill(self) -> None:
         """See `Started.kill`."""
-        _remove(self.name, self._timeouts)
+        remove(self.name, self._timeouts)
         self.release()
 
     def release(self) -> None:
@@ -96,7 +100,16 @@ class DockerLauncher:
         """See `Launcher.start`."""
         name = new_name(spec.model)
         with daemon.connected(timeouts.docker) as client, _boot_socket() as (boot, path):
-            container = _create(client, spec, name, path, slot=slot, ttl=ttl, key=self.key(spec))
+            container = create(
+                client,
+                spec,
+                name,
+                [f"--adopt={SOCKET_TARGET}"],
+                slot=slot,
+                ttl=ttl,
+                key=self.key(spec),
+                boot=path,
+            )
             log = _LogTail()
             try:
                 log.follow(client, container)
@@ -111,20 +124,33 @@ class DockerLauncher:
 
     def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
         """See `Launcher.kill`."""
-        _remove(worker.name, timeouts)
+        remove(worker.name, timeouts)
 
 
-def _create(
+def create(
     client: docker.DockerClient,
     spec: WorkerSpec,
     name: str,
-    boot: Path,
+    listen: Sequence[str],
     *,
     slot: int,
     ttl: float,
     key: str,
+    boot: Path | None = None,
 ) -> str:
-    """Create the container; its id."""
+    """Create a worker's container; its id.
+
+    Args:
+        client: of the daemon.
+        spec: what the worker is.
+        name: of container and worker.
+        listen: the worker's arguments that say where it listens.
+        slot: which of several workers it is.
+        ttl: seconds.
+        key: as `Launcher.key`.
+        boot: the socket that it gets as its only mount, if any.
+    """
+    import docker.errors
     from docker.types import LogConfig, Mount
 
     reference = daemon.image_reference(spec.image)
@@ -146,29 +172,39 @@ def _create(
         auto_remove=True,
         device_requests=requests or None,
         log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"}),
-        mounts=[Mount(target=SOCKET_TARGET, source=str(boot), type="bind", read_only=True)],
+        mounts=[Mount(target=SOCKET_TARGET, source=str(boot), type="bind", read_only=True)]
+        if boot
+        else None,
     )
-    created = client.api.create_container(
-        image=reference,
-        name=name,
-        command=[
-            "python",
-            "-m",
-            "wuwan_worker",
-            f"--adopt={SOCKET_TARGET}",
-            f"--name={name}",
-            "--runner=docker",
-            f"--model={spec.model}",
-            f"--ttl={ttl}",
-        ],
-        user=USER,
-        labels={
-            daemon.LABEL_WORKER: name,
-            daemon.LABEL_OWNER: str(os.getuid()),
-            daemon.LABEL_KEY: key,
-        },
-        host_config=host_config,
-    )
+    try:
+        created = client.api.create_container(
+            image=reference,
+            name=name,
+            command=[
+                "python",
+                "-m",
+                "wuwan_worker",
+                *listen,
+                f"--name={name}",
+                "--runner=docker",
+                f"--model={spec.model}",
+                f"--ttl={ttl}",
+            ],
+            user=USER,
+            labels={
+                daemon.LABEL_WORKER: name,
+                daemon.LABEL_OWNER: str(os.getuid()),
+                daemon.LABEL_NAMESPACE: address.namespace(),
+                daemon.LABEL_KEY: key,
+            },
+            host_config=host_config,
+        )
+    except docker.errors.APIError as error:
+        if "bind source path does not exist" in str(error):
+            raise NoSharedFilesError(
+                "the Docker daemon does not see this machine's files", hint="use --channel exec"
+            ) from None
+        raise
     identifier: str = created["Id"]
     return identifier
 
@@ -226,7 +262,8 @@ def _hand_over(
         protocol.send_frame(worker, Adopt(), [listener.fileno()])
 
 
-def _remove(name: str, timeouts: Timeouts) -> None:
+def remove(name: str, timeouts: Timeouts) -> None:
+    """Remove a container, whatever it is doing. Raises EngineError if that cannot be done."""
     import docker.errors
 
     try:

@@ -1,0 +1,116 @@
+"""`python -m wuwan_worker.bridge NAME`: a worker's socket, over standard input and output.
+
+For clients that cannot pass descriptors to the worker, because the daemon runs on another machine:
+they run this inside the container (`docker exec -i`). Frames come as in `protocol`, and each
+descriptor that a frame declares follows it as a *blob*, a u64 length and that many bytes. The
+bridge puts a blob into a memory file and passes its descriptor on, so the worker sees no
+difference. What the worker sends is copied through.
+
+It ends when either side does: a client that is killed closes our standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+import threading
+from typing import TYPE_CHECKING, BinaryIO
+
+from wuwan_worker import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BLOB = struct.Struct("!Q")
+# The worker refuses larger files; a blob this long comes from a broken client.
+MAX_BLOB = 1024 * 1024 * 1024
+_CHUNK = 1024 * 1024
+_CONNECT_TIMEOUT = 10.0  # seconds
+
+
+def _exactly(source: BinaryIO, size: int) -> bytes:
+    data = source.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _memory_file(source: BinaryIO) -> int:
+    (left,) = BLOB.unpack(_exactly(source, BLOB.size))
+    if left > MAX_BLOB:
+        raise protocol.ProtocolError(f"a blob of {left} bytes is over the limit of {MAX_BLOB}")
+    descriptor = os.memfd_create("wuwan-image", os.MFD_CLOEXEC)
+    try:
+        while left:
+            chunk = memoryview(_exactly(source, min(left, _CHUNK)))
+            left -= len(chunk)
+            while chunk:
+                chunk = chunk[os.write(descriptor, chunk) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def inward(source: BinaryIO, worker: socket.socket) -> None:
+    """Pass frames from the client on until the client ends."""
+    while True:
+        header = source.read(protocol.HEADER.size)
+        if not header:
+            return
+        if len(header) < protocol.HEADER.size:
+            raise EOFError
+        magic, count, size = protocol.HEADER.unpack(header)
+        if magic != protocol.MAGIC or size > protocol.MAX_PAYLOAD:
+            raise protocol.ProtocolError("not a frame")
+        frame = memoryview(header + _exactly(source, size))
+        descriptors: list[int] = []
+        try:
+            for _ in range(count):
+                descriptors.append(_memory_file(source))  # noqa: PERF401  # closed if one fails
+            sent = socket.send_fds(worker, [frame], descriptors) if descriptors else 0
+        finally:
+            protocol.close_all(descriptors)
+        if sent < len(frame):
+            worker.sendall(frame[sent:])
+
+
+def outward(worker: socket.socket, write: Callable[[memoryview], int]) -> None:
+    """Copy what the worker sends until it ends."""
+    while data := worker.recv(protocol.RECEIVE_SIZE):
+        view = memoryview(data)
+        while view:
+            view = view[write(view) :]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Bridge until one side ends; the exit code."""
+    (name,) = arguments
+    worker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    worker.settimeout(_CONNECT_TIMEOUT)
+    try:
+        worker.connect(f"\0{name}")
+    except OSError as error:
+        sys.stderr.write(f"no worker at {name}: {error}\n")
+        return 1
+    worker.settimeout(None)
+
+    def copy_out() -> None:
+        with contextlib.suppress(OSError):
+            outward(worker, lambda data: os.write(1, data))
+        os._exit(0)  # the other thread may be waiting for a client that has nothing to say
+
+    threading.Thread(target=copy_out, name="outward", daemon=True).start()
+    try:
+        inward(sys.stdin.buffer, worker)
+    except (EOFError, OSError, protocol.ProtocolError) as error:
+        sys.stderr.write(f"the client is gone: {error or type(error).__name__}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))

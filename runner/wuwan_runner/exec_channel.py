@@ -1,0 +1,282 @@
+"""Workers on daemons that share no file system with us: frames through `docker exec`.
+
+`RemoteWorkers` stands in for `Workers`. Each connection is one end of a local socket pair; threads
+carry what is written there to `wuwan_worker.bridge` inside the container and back, file contents
+instead of descriptors. So the rest of the runner sees an ordinary connection.
+
+Here the container's name is the lock: the daemon gives it to one of several clients that start the
+same worker at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from wuwan_runner import daemon
+from wuwan_runner.address import namespace
+from wuwan_runner.connection import Connection
+from wuwan_runner.errors import EngineError
+from wuwan_runner.launchers import docker as containers
+from wuwan_worker import protocol
+from wuwan_worker.bridge import BLOB
+from wuwan_worker.protocol import FrameDecoder, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wuwan_runner.launchers.base import Launcher
+    from wuwan_runner.options import TagOptions
+
+LISTEN_NAME = "wuwan-worker"  # in the container's own network namespace
+_STREAM = struct.Struct(">BxxxL")  # Docker's multiplexed stream: kind, length
+_STDOUT = 1
+_AGAIN = 0.1
+_JOIN = 5.0
+_CHUNK = 1024 * 1024
+
+
+class RemoteWorkers:
+    """Gives connections to workers in containers of a remote daemon. See `dispatch.Staff`."""
+
+    def __init__(
+        self, launcher: Launcher, options: TagOptions, notify: Callable[[str], None]
+    ) -> None:
+        self.launcher = launcher
+        self.notify = notify
+        self._options = options
+        self._key = launcher.key(options.spec)
+
+    @property
+    def count(self) -> int:
+        """How many workers this run uses."""
+        return self._options.workers or self.launcher.default_workers(self._options.spec)
+
+    def acquire(self, slot: int) -> Connection:
+        """A connection to the worker in that slot, which is started if there is none."""
+        return self._connection(slot, f"{namespace()}-{self._key}-{slot}", private=False)
+
+    def acquire_private(self) -> Connection:
+        """A connection to a new worker of this run alone."""
+        name = f"{namespace()}-{self._key}-private-{os.urandom(4).hex()}"
+        return self._connection(0, name, private=True)
+
+    def _connection(self, slot: int, name: str, *, private: bool) -> Connection:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        link = Link(self._options, name, theirs, slot=slot, key=self._key, private=private)
+        connection = Connection(ours, slot, private, self._options.timeouts, link)
+        connection.greet(self._options)
+        return connection
+
+
+class Link:
+    """Owns the threads between one connection and one container; stands in for `Launch`."""
+
+    def __init__(
+        self,
+        options: TagOptions,
+        name: str,
+        sock: socket.socket,
+        *,
+        slot: int,
+        key: str,
+        private: bool,
+    ) -> None:
+        self.error: EngineError | None = None
+        self.warm = False  # the container was there already
+        self._options = options
+        self._name = name
+        self._sock = sock
+        self._slot = slot
+        self._key = key
+        self._ttl = 0.0 if private else options.ttl
+        self._closing = threading.Event()
+        self._stream: Any = None
+        self._stderr = bytearray()
+        self._thread = threading.Thread(target=self._run, name="exec-channel", daemon=True)
+        self._thread.start()
+
+    def report(self) -> str:
+        """What is known of why the worker ended."""
+        with contextlib.suppress(EngineError), daemon.connected(self._timeout) as client:
+            if reason := daemon.post_mortem(client, self._name):
+                return reason
+        return self._stderr.decode(errors="replace").strip()
+
+    def kill(self) -> None:
+        """Remove the container. Raises EngineError if that cannot be done."""
+        containers.remove(self._name, self._options.timeouts)
+        self.release()
+
+    def release(self) -> None:
+        """End the channel; the worker lives on."""
+        self._closing.set()
+        self._hang_up()
+        self._thread.join(_JOIN)
+
+    @property
+    def _timeout(self) -> float:
+        return self._options.timeouts.docker
+
+    def _hang_up(self) -> None:
+        for end in (self._sock, self._stream):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _run(self) -> None:
+        inward: threading.Thread | None = None
+        try:
+            with daemon.connected(self._timeout) as client:
+                self._stream = self._attach(client)
+                inward = threading.Thread(target=self._inward, name="exec-inward", daemon=True)
+                inward.start()
+                self._outward()
+        except EngineError as error:
+            if not self._closing.is_set():
+                self.error = error
+        except Exception as error:  # must reach the run, which is in another thread
+            self.error = EngineError(f"the exec channel failed: {type(error).__name__}: {error}")
+        finally:
+            self._hang_up()
+            if inward is not None:
+                inward.join(_JOIN)
+            self._sock.close()
+            if self._stream is not None:
+                self._stream.close()
+
+    # ------------------------------------------------------------ the container
+
+    def _attach(self, client: Any) -> socket.socket:
+        """Find or start the container, and run the bridge in it; the raw stream to it."""
+        import docker.errors
+
+        deadline = time.monotonic() + self._options.timeouts.start
+        while time.monotonic() < deadline and not self._closing.is_set():
+            try:
+                self.warm = self._running(client)
+                if not self.warm:
+                    self._create(client)
+                if self._listening(client):
+                    return self._bridge(client)
+            except docker.errors.NotFound as error:
+                if isinstance(error, docker.errors.ImageNotFound):
+                    raise
+            except docker.errors.APIError as error:
+                # 409: somebody else creates it, or the old one of that name is being removed.
+                if error.status_code != 409:
+                    raise
+            time.sleep(_AGAIN)
+        raise EngineError(
+            f"the worker {self._name} did not come up within {self._options.timeouts.start:.0f} s",
+            hint=f"docker logs {self._name}",
+        )
+
+    def _running(self, client: Any) -> bool:
+        import docker.errors
+
+        try:
+            state = client.api.inspect_container(self._name)["State"]
+        except docker.errors.NotFound:
+            return False
+        return bool(state["Running"]) and not state.get("Dead")
+
+    def _create(self, client: Any) -> None:
+        containers.create(
+            client,
+            self._options.spec,
+            self._name,
+            ["--listen", LISTEN_NAME],
+            slot=self._slot,
+            ttl=self._ttl,
+            key=self._key,
+        )
+        try:
+            client.api.start(self._name)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                client.api.remove_container(self._name, force=True, v=True)
+            raise
+
+    def _listening(self, client: Any) -> bool:
+        """Whether the worker listens already: a look at its name, by an exec that ends at once."""
+        probe = "import sys; sys.exit('@' + sys.argv[1] not in open('/proc/net/unix').read())"
+        exec_id = client.api.exec_create(self._name, ["python", "-c", probe, LISTEN_NAME])["Id"]
+        client.api.exec_start(exec_id)
+        return bool(client.api.exec_inspect(exec_id)["ExitCode"] == 0)
+
+    def _bridge(self, client: Any) -> socket.socket:
+        command = ["python", "-m", "wuwan_worker.bridge", LISTEN_NAME]
+        exec_id = client.api.exec_create(self._name, command, stdin=True)["Id"]
+        stream = client.api.exec_start(exec_id, socket=True)
+        # docker-py wraps the connection in a file for some transports, which reads only.
+        raw: socket.socket = getattr(stream, "_sock", stream)
+        raw.settimeout(None)  # the run has the deadlines; it hangs up
+        return raw
+
+    # ------------------------------------------------------------ the bytes
+
+    def _inward(self) -> None:
+        """Client to worker: frames, and the contents of their descriptors."""
+        decoder = FrameDecoder()
+        try:
+            while True:
+                data, descriptors = protocol.receive(self._sock)
+                if not data:
+                    break
+                for frame in decoder.feed(data, descriptors):
+                    try:
+                        payload = pack(frame.message)
+                        header = protocol.HEADER.pack(
+                            protocol.MAGIC, len(frame.descriptors), len(payload)
+                        )
+                        self._stream.sendall(header + payload)
+                        for descriptor in frame.descriptors:
+                            self._send_blob(descriptor)
+                    finally:
+                        frame.close()
+        except (OSError, protocol.ProtocolError):
+            pass
+        finally:
+            decoder.close()
+            with contextlib.suppress(OSError):
+                self._stream.shutdown(socket.SHUT_WR)
+
+    def _send_blob(self, descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        self._stream.sendall(BLOB.pack(size))
+        offset = 0
+        while offset < size:
+            chunk = os.pread(descriptor, min(_CHUNK, size - offset), offset)
+            if not chunk:  # cut while it is read: the length is promised, the decoder will tell
+                chunk = bytes(min(_CHUNK, size - offset))
+            self._stream.sendall(chunk)
+            offset += len(chunk)
+
+    def _outward(self) -> None:
+        """Worker to client: the standard output inside Docker's multiplexed stream."""
+        try:
+            while True:
+                header = self._exactly(_STREAM.size)
+                kind, size = _STREAM.unpack(header)
+                data = self._exactly(size)
+                if kind == _STDOUT:
+                    self._sock.sendall(data)
+                else:
+                    self._stderr += data[-4000:]
+        except (OSError, EOFError):
+            return
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            chunk = self._stream.recv(size - len(data))
+            if not chunk:
+                raise EOFError
+            data += chunk
+        return bytes(data)

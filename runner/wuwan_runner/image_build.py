@@ -1,0 +1,178 @@
+"""Builds the container image, from a checkout or from an installed wheel."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import wuwan_worker
+from wuwan_runner import daemon
+from wuwan_runner.errors import EngineError, UsageError, WuwanError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_HERE = Path(__file__).resolve().parent
+_FILES = ("Dockerfile", "image/requirements-cpu.txt", "image/推理.py")
+_WORKER = "image/wuwan_worker"
+_TAIL = 25  # log lines shown when a build fails
+
+
+class BuildError(WuwanError):
+    """The image could not be built."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How to build."""
+
+    tag: str = ""  # empty for this version's own name
+    base: str = ""  # empty for the Dockerfile's default
+    arguments: Mapping[str, str] | None = None
+    network: str | None = None  # of the build's steps, as `docker build --network`
+    pull: bool = False  # look for a newer base image
+    cache: bool = True
+    silence: float = 900.0  # seconds without a word from the builder; a slow download is silent
+    docker: float = 30.0  # seconds for any other call to the daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The image."""
+
+    reference: str
+    id: str
+    size: int  # bytes
+
+
+def parse_arguments(values: list[str]) -> dict[str, str]:
+    """`--build-arg` as docker's: NAME=VALUE, or NAME for the environment's value if it has one.
+
+    Nothing else of the environment reaches the build, since an index URL may hold a password.
+
+    Raises:
+        UsageError: if there is no name.
+    """
+    arguments: dict[str, str] = {}
+    for value in values:
+        name, equals, content = value.partition("=")
+        if not name:
+            raise UsageError(f"--build-arg {value!r} has no name", hint="--build-arg NAME=VALUE")
+        if equals:
+            arguments[name] = content
+        elif name in os.environ:
+            arguments[name] = os.environ[name]
+    return arguments
+
+
+def context_files() -> dict[str, Path]:
+    """What the Dockerfile copies: the name in the build context, and the file.
+
+    Raises:
+        BuildError: if this installation has no Dockerfile.
+    """
+    # The installed package carries the files, a checkout has them in their places.
+    for root in (_HERE / "build_context", _HERE.parents[1]):
+        if all((root / name).is_file() for name in _FILES):
+            break
+    else:
+        raise BuildError(
+            "this installation of wuwan lacks the files of the container image",
+            hint="install the wheel, or work in a checkout of the repository",
+        )
+    worker = Path(wuwan_worker.__file__).resolve().parent
+    files = {name: root / name for name in _FILES}
+    for path in worker.rglob("*"):
+        if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in path.parts:
+            files[f"{_WORKER}/{path.relative_to(worker).as_posix()}"] = path
+    return dict(sorted(files.items()))
+
+
+def write_context(file: IO[bytes]) -> None:
+    """Write the build context as a tar archive that depends on the files' content alone.
+
+    Owner, mode and time of the checkout stay out of it, so that Docker's cache hits.
+    """
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, path in context_files().items():
+            info = tarfile.TarInfo(name)
+            info.size = path.stat().st_size
+            info.mode = 0o644
+            with path.open("rb") as content:
+                archive.addfile(info, content)
+
+
+def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
+    """Build the image; `report` gets the builder's lines as they come.
+
+    Raises:
+        BuildError: if a step fails; the message ends with the log's last lines.
+        EngineError: if there is no daemon, or it goes silent.
+    """
+    reference = daemon.image_reference(options.tag)
+    arguments = {"VERSION": wuwan_worker.__version__, **(options.arguments or {})}
+    if options.base:
+        arguments["BASE"] = options.base
+    with tempfile.TemporaryFile() as context, daemon.connected(options.docker) as client:
+        write_context(context)
+        context.seek(0)
+        events = client.api.build(
+            fileobj=context,
+            custom_context=True,
+            tag=reference,
+            buildargs=arguments,
+            network_mode=options.network,
+            pull=options.pull,
+            nocache=not options.cache,
+            rm=True,
+            forcerm=True,
+            decode=True,
+            timeout=options.silence,  # of each read, so: of a silence
+            use_config_proxy=True,
+        )
+        _follow(_watched(events, options.silence), report)
+        image = client.api.inspect_image(reference)
+    return Built(reference, str(image["Id"]), int(image["Size"]))
+
+
+def _watched(events: Iterator[dict[str, Any]], silence: float) -> Iterator[dict[str, Any]]:
+    """The events; a silence or a cut connection in their midst becomes an EngineError."""
+    import urllib3.exceptions
+
+    try:
+        yield from events
+    except urllib3.exceptions.ReadTimeoutError:
+        raise EngineError(
+            f"the build said nothing for {silence:.0f} s, so it was given up",
+            hint="is the package index reachable from a container? see --build-arg and --network",
+        ) from None
+    except urllib3.exceptions.HTTPError as error:
+        raise EngineError(f"the Docker daemon broke off the build: {error}") from None
+
+
+def _follow(events: Iterator[dict[str, Any]], report: Callable[[str], None]) -> None:
+    tail: deque[str] = deque(maxlen=_TAIL)
+    for event in events:
+        if error := event.get("error"):
+            lines = "\n".join(f"  {line}" for line in tail)
+            raise BuildError(
+                f"the image was not built: {str(error).strip()}\n{lines}".rstrip(),
+                hint="--no-cache builds every step anew; --base and --build-arg help behind a "
+                "proxy or a private index",
+            )
+        # Layers being downloaded come with a moving bar; only their first and last words are lines.
+        text = event.get("stream") or ("" if event.get("progressDetail") else _status(event))
+        for line in text.splitlines():
+            if line.strip():
+                tail.append(line.rstrip())
+                report(line.rstrip())
+
+
+def _status(event: dict[str, Any]) -> str:
+    status = str(event.get("status", ""))
+    return f"{event['id']}: {status}" if status and event.get("id") else status

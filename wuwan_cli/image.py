@@ -1,0 +1,100 @@
+"""`wuwan image`: the container image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Annotated, Self
+
+import typer
+
+from wuwan_cli.boundary import printable
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def image() -> None:
+    """The container image that workers run in."""
+
+
+@app.command()
+def build(
+    tag: Annotated[
+        str, typer.Option("--tag", "-t", metavar="NAME", help="[default: this version's own]")
+    ] = "",
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base",
+            metavar="IMAGE",
+            help="A base image with Python and pip.  [default: the Dockerfile's]",
+        ),
+    ] = "",
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--build-arg",
+            metavar="NAME[=VALUE]",
+            help="As docker build's: without a value, the environment's. Repeatable.",
+        ),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="MODE", help="For the build: host, none …")
+    ] = None,
+    pull: Annotated[bool, typer.Option("--pull/--no-pull", help="Look for a newer base.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every step anew.")] = False,
+) -> None:
+    """Build the container image; takes about a minute where nothing is cached."""
+    from wuwan_runner import image_build
+
+    options = image_build.BuildOptions(
+        tag=tag,
+        base=base,
+        arguments=image_build.parse_arguments(build_arg or []),
+        network=network,
+        pull=pull,
+        cache=not no_cache,
+    )
+    with _Log() as log:
+        built = image_build.build(options, log.line)
+    short = built.id.removeprefix("sha256:")[:12]
+    typer.echo(f"{built.reference}  {short}  {built.size / 1e6:,.0f} MB")
+
+
+class _Log:
+    """The builder's lines on stderr: all of them, or on a terminal the steps and one moving line."""
+
+    def __init__(self) -> None:
+        self._terminal = os.isatty(2) and os.environ.get("TERM") != "dumb"
+        self._drawn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def line(self, text: str) -> None:
+        """Show one line."""
+        text = printable(text)
+        self._clear()
+        if not self._terminal or text.startswith(("Step ", "Successfully ")):
+            sys.stderr.write(f"{text}\n")
+        else:
+            width = shutil.get_terminal_size().columns - 3
+            sys.stderr.write(f"  {text[: max(0, width)]}")
+            self._drawn = True
+        sys.stderr.flush()
+
+    def _clear(self) -> None:
+        if self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            self._drawn = False
