@@ -11,6 +11,10 @@ from typer.core import TyperGroup
 # verb -> the module whose `app` it is.
 VERBS = {
     "tag": "wuwan_cli.tag",
+    "ps": "wuwan_cli.ps",
+    "warm": "wuwan_cli.warm",
+    "stop": "wuwan_cli.stop",
+    "logs": "wuwan_cli.logs",
     "image": "wuwan_cli.image",
     "doctor": "wuwan_cli.doctor",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -28,11 +29,9 @@ def run(main: Callable[[Signals], None]) -> None:
 
 def say(message: str) -> None:
     """Write one message for people to stderr; whatever is wrong with stderr is ignored."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"wuwan: {message}\n")
         sys.stderr.flush()
-    except (OSError, ValueError):
-        pass
 
 
 def printable(text: str) -> str:
@@ -82,10 +81,8 @@ def _where(error: OSError) -> str:
 
 
 def _write_line(text: str) -> None:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{text}\n")
-    except (OSError, ValueError):
-        pass
 
 
 def log_directories() -> list[Path]:
@@ -160,7 +157,7 @@ def _open_standard_streams() -> None:
 
 
 def _devnull() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123,SIM115  # lives with the process
+    return open(os.devnull, "w", encoding="utf-8")  # lives with the process
 
 
 def _flush(code: int) -> int:

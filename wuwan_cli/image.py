@@ -70,7 +70,7 @@ def build(
 
 
 class _Log:
-    """The builder's lines on stderr: all of them, or on a terminal the steps and one moving line."""
+    """The builder's lines on stderr: all, or on a terminal the steps and one moving line."""
 
     def __init__(self) -> None:
         self._terminal = os.isatty(2) and os.environ.get("TERM") != "dumb"

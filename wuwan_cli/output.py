@@ -168,8 +168,8 @@ class FileSink:
         """See `Sink.commit`."""
         with _explained(self._target):
             os.fsync(self._descriptor)
-            os.rename(self._partial, self._target)  # noqa: PTH104
-            directory = os.open(os.path.dirname(self._target), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH120
+            os.rename(self._partial, self._target)
+            directory = os.open(os.path.dirname(self._target), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(directory)
             finally:
@@ -184,7 +184,7 @@ class FileSink:
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._partial)  # noqa: PTH108
+            os.unlink(self._partial)
         self.written = 0
 
     def close(self) -> None:

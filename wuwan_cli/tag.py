@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wuwan_cli import common
 from wuwan_cli.progress import Mode
-from wuwan_runner.errors import ExitCode, UsageError
-from wuwan_runner.launchers import REGISTRY
+from wuwan_runner.errors import ExitCode
 from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
 
 if TYPE_CHECKING:
@@ -20,9 +18,7 @@ if TYPE_CHECKING:
     from wuwan_cli.inputs import Inputs
     from wuwan_cli.signals import Signals
 
-RUNNERS = ("auto", *REGISTRY)
 _DEFAULTS = TagOptions()
-_MEMORY = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -30,30 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _gpus(value: str) -> str:
-    from wuwan_runner import gpus
-
-    return gpus.check(value)
-
-
-def _runner(value: str) -> str:
-    if value not in RUNNERS:
-        raise UsageError(f"no runner named {value!r}", hint=f"one of: {', '.join(RUNNERS)}")
-    return value
-
-
-def _memory(value: str) -> str:
-    if not _MEMORY.fullmatch(value):
-        raise UsageError(f"--memory {value!r} is not an amount", hint="for example 512m or 4g")
-    return value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise UsageError(f"{value} is not a usable number")
-    return value
 
 
 @app.command(
@@ -86,47 +58,18 @@ def tag(
         int, typer.Option("--top-k", min=1, metavar="N", help="Labels for each image, at most.")
     ] = _DEFAULTS.top_k,
     min_score: Annotated[
-        float, typer.Option("--min-score", min=0, max=1, callback=_finite, help="Leave out less.")
+        float,
+        typer.Option("--min-score", min=0, max=1, callback=common.finite, help="Leave out less."),
     ] = _DEFAULTS.min_score,
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="A model bundle's name or directory.")
-    ] = _DEFAULTS.spec.model,
-    runner: Annotated[
-        str,
-        typer.Option(
-            "--runner",
-            metavar="|".join(RUNNERS),
-            callback=_runner,
-            autocompletion=lambda: list(RUNNERS),
-            help="Where the model runs.",
-        ),
-    ] = _DEFAULTS.runner,
-    gpus: Annotated[
-        str,
-        typer.Option("--gpus", metavar="auto|all|none|0,1", callback=_gpus, help="Which GPUs."),
-    ] = _DEFAULTS.spec.gpus,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            min=1,
-            metavar="N",
-            help="How many workers.  [default: one for each chosen GPU, one on a CPU]",
-        ),
-    ] = None,
+    model: common.Model = _DEFAULTS.spec.model,
+    runner: common.Runner = _DEFAULTS.runner,
+    gpus: common.Gpus = _DEFAULTS.spec.gpus,
+    workers: common.Workers = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, max=32, help="Images in one message to a worker.")
     ] = _DEFAULTS.batch_size,
-    ttl: Annotated[
-        float,
-        typer.Option(
-            "--ttl",
-            min=0,
-            metavar="SECONDS",
-            callback=_finite,
-            help="How long a worker stays warm after its last work.",
-        ),
-    ] = _DEFAULTS.ttl,
+    ttl: common.Ttl = _DEFAULTS.ttl,
+    max_cached: common.MaxCached = _DEFAULTS.max_cached,
     files_from: Annotated[
         str | None,
         typer.Option(
@@ -172,19 +115,13 @@ def tag(
             "--timeout",
             min=0.1,
             metavar="SECONDS",
-            callback=_finite,
+            callback=common.finite,
             help="How long a worker may be silent while it has work, before it is replaced.",
         ),
     ] = _DEFAULTS.timeouts.batch,
-    image: Annotated[
-        str,
-        typer.Option(
-            "--image", metavar="NAME", help="The container image.  [default: this version's own]"
-        ),
-    ] = _DEFAULTS.spec.image,
-    memory: Annotated[
-        str, typer.Option("--memory", metavar="SIZE", callback=_memory, help="For a container.")
-    ] = _DEFAULTS.spec.memory,
+    image: common.Image = _DEFAULTS.spec.image,
+    memory: common.Memory = _DEFAULTS.spec.memory,
+    channel: common.Channel = _DEFAULTS.channel,
 ) -> None:
     """Tag images with Chinese labels; one JSON object a line, in the order of the input."""
     from wuwan_cli.inputs import Inputs
@@ -192,12 +129,14 @@ def tag(
     options = TagOptions(
         spec=WorkerSpec(model=model, gpus=gpus, image=image, memory=memory),
         runner=runner,
+        channel=channel,
         workers=workers,
         top_k=top_k,
         min_score=min_score,
         exact=exact,
         batch_size=batch_size,
         ttl=ttl,
+        max_cached=max_cached,
         selection=Selection(
             recursive=not no_recursive,
             hidden=hidden,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import socket
@@ -54,6 +55,10 @@ MAX_CLIENTS = 512
 HELLO_TIMEOUT = 10.0  # seconds a connection may stay silent before its Hello
 # How long answers to a client that does not read them are kept when the worker wants to end.
 LINGER = 5.0
+MAX_WAIT = 24 * 3600.0  # seconds; a TTL may be anything, what epoll takes has a limit (2^31 ms)
+# Bytes of replies that a client may leave unread and still ask for more.
+MAX_UNREAD = 4 * 1024 * 1024
+_ACCEPT_PAUSE = 0.05  # seconds, when no descriptor is free
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
 
@@ -77,7 +82,7 @@ class Identity:
 class _Client:
     id: int
     sock: socket.socket
-    since: float
+    deadline: float  # monotonic clock: to have said Hello, or to have read what ends the connection
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     outgoing: bytearray = field(default_factory=bytearray)
     hello: Hello | None = None
@@ -128,6 +133,7 @@ class Server:
         self._started = time.monotonic()
         self._posted: deque[Callable[[], None]] = deque()
         self._over = False
+        self._ended = False
         self._selector = selectors.DefaultSelector()
         # An eventfd, not a socket pair: one descriptor, and it may be written in a signal handler.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -140,7 +146,8 @@ class Server:
     def post(self, action: Callable[[], None]) -> None:
         """Have the server's thread run `action` soon. Safe from any thread and signal handler."""
         self._posted.append(action)
-        os.eventfd_write(self._wake, 1)
+        if not self._ended:
+            os.eventfd_write(self._wake, 1)
 
     def answer(self, client_id: int, items: list[dict[str, Any]]) -> None:
         """Send result items to a client; for the engine's threads."""
@@ -192,6 +199,7 @@ class Server:
                 self._drop(client)
             self._close_listener()
             self._selector.close()
+            self._ended = True  # a second SIGTERM may come now
             os.close(self._wake)
         return self.exit_code
 
@@ -201,14 +209,12 @@ class Server:
         return self._over or (self._lifecycle.over and not about_to_speak)
 
     def _timeout(self) -> float | None:
-        limits = [
-            client.since + HELLO_TIMEOUT - time.monotonic()
-            for client in self._clients.values()
-            if client.hello is None
-        ]
-        if (left := self._lifecycle.ttl_left) is not None:
+        limits = [client.deadline - time.monotonic() for client in self._clients.values()]
+        # A TTL that has run out while somebody is about to speak is no reason to look again.
+        if left := self._lifecycle.ttl_left:
             limits.append(left)
-        return max(0.0, min(limits)) if limits else None
+        limit = min(limits, default=math.inf)
+        return None if limit == math.inf else max(0.0, min(limit, MAX_WAIT))
 
     def _woken(self, _mask: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -223,9 +229,10 @@ class Server:
             sock, _ = self._listener.accept()
         except OSError as error:  # the client has given up, or no descriptor is free
             log.warning("cannot accept a client: %s", error)
+            time.sleep(_ACCEPT_PAUSE)  # it stays in line, and the selector would spin
             return
         sock.setblocking(False)
-        client = _Client(self._next_id, sock, time.monotonic())
+        client = _Client(self._next_id, sock, time.monotonic() + HELLO_TIMEOUT)
         self._next_id += 1
         self._clients[client.id] = client
         self._selector.register(sock, selectors.EVENT_READ, lambda mask: self._ready(client, mask))
@@ -237,8 +244,8 @@ class Server:
     def _expire_silent(self) -> None:
         now = time.monotonic()
         for client in list(self._clients.values()):
-            if client.hello is None and now - client.since > HELLO_TIMEOUT:
-                log.warning("client %d said nothing for %.0f s", client.id, HELLO_TIMEOUT)
+            if now > client.deadline:
+                log.warning("client %d is dropped: it was silent for too long", client.id)
                 self._drop(client)
 
     # ------------------------------------------------------------ one client
@@ -287,10 +294,15 @@ class Server:
             frame.close()
         if client.hello is None:
             if not isinstance(message, Hello):
+                frame.close()
                 raise ProtocolError(f"{type(message).__name__} before Hello")
             self._greet(client, message, readable and len(frame.descriptors) == 1)
             return
+        draining = self._listener is None
         match message:
+            case Images() | End() if draining:
+                # Nothing more is taken; the client finds what Done does not count elsewhere a home.
+                frame.close()
             case Images():
                 self._take(client, message, frame.descriptors)
             case End():
@@ -301,6 +313,8 @@ class Server:
                     )
                 client.ended = True
                 self._finish_if_done(client)
+            case StatusRequest() | LogsRequest() if len(client.outgoing) > MAX_UNREAD:
+                raise ProtocolError("replies are asked for and not read")
             case StatusRequest():
                 self._send(client, self._status())
             case LogsRequest():
@@ -331,10 +345,13 @@ class Server:
             raise ProtocolError(
                 f"this worker speaks protocol {protocol.VERSION}, the client {hello.version}"
             )
+        if hello.ttl is not None and not hello.ttl >= 0:  # nan, too
+            raise ProtocolError(f"a TTL of {hello.ttl} seconds")
         client.hello = hello
+        client.deadline = math.inf
         if hello.tagging:
             self._lifecycle.client_came(hello.ttl)
-        log.info("client %d: %s", client.id, hello.client)
+        log.info("client %d: %.100r", client.id, hello.client)
         self._send(
             client,
             Welcome(
@@ -349,6 +366,7 @@ class Server:
                 readable=readable,
             ),
         )
+        self._finish_if_done(client)  # at once, if it came too late
 
     def _take(self, client: _Client, images: Images, descriptors: tuple[int, ...]) -> None:
         problem = None
@@ -375,18 +393,34 @@ class Server:
     def _answered(self, client_id: int, items: list[dict[str, Any]]) -> None:
         self._images_done += len(items)
         client = self._clients.get(client_id)
+        self._lifecycle.images_done(len(items))
         if client is None:  # it has gone; `_drop` has settled what it had queued, not these
-            self._lifecycle.images_done(len(items))
             return
         client.unanswered -= len(items)
         client.answered += len(items)
-        self._lifecycle.images_done(len(items))
-        self._send(client, Results(items=items))
+        if client.closing:  # it was turned away
+            return
+        try:
+            self._send_results(client, items)
+        except ProtocolError as error:
+            self._turn_away(client, FatalCode.PROTOCOL, str(error))
         self._finish_if_done(client)
+
+    def _send_results(self, client: _Client, items: list[dict[str, Any]]) -> None:
+        """In one frame, or in several if all labels of a large bundle are asked for."""
+        try:
+            self._send(client, Results(items=items))
+        except ProtocolError:
+            if len(items) == 1:
+                raise
+            middle = len(items) // 2
+            self._send_results(client, items[:middle])
+            self._send_results(client, items[middle:])
 
     def _finish_if_done(self, client: _Client) -> None:
         draining = self._listener is None
-        if not client.unanswered and client.tagging and (client.ended or draining):
+        finished = not client.unanswered and (client.ended or draining)
+        if finished and client.tagging and not client.closing:
             self._send(client, Done(count=client.answered))
             self._close_when_written(client)
 
@@ -444,6 +478,8 @@ class Server:
     def _turn_away(self, client: _Client, code: FatalCode, message: str) -> None:
         log.warning("client %d is turned away: %s: %s", client.id, code, message)
         if client.id in self._clients and not client.closing:
+            # What it has broken is not worth waiting for long.
+            client.deadline = time.monotonic() + LINGER
             self._send(client, Fatal(code=code, message=message))
             self._close_when_written(client)
 

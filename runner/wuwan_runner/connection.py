@@ -104,10 +104,11 @@ class Connection:
 
     @property
     def deadline(self) -> float:
-        """When the worker counts as hung, on the monotonic clock; infinity if it owes nothing."""
-        if self.welcome is None or (not self.ready and self.outstanding):
-            return self.last_activity + self.timeouts.start
-        if self.private and not self.ready:
+        """When the worker counts as hung, on the monotonic clock; infinity if it owes nothing.
+
+        Until the model is loaded it owes that.
+        """
+        if self.welcome is None or not self.ready:
             return self.last_activity + self.timeouts.start
         if not self.outstanding:
             return float("inf")

@@ -138,10 +138,15 @@ def attach(place: Address, timeout: float) -> Control:
     return Control(sock, timeout)
 
 
-def survey(timeout: float) -> list[Seen]:
-    """All workers of this user on this machine. One that hangs costs `timeout` seconds."""
+def survey(timeout: float, without: Address | None = None) -> list[Seen]:
+    """All workers of this user on this machine, but for one.
+
+    One that hangs, or is still starting, costs `timeout` seconds.
+    """
     seen = []
     for place in address.listed():
+        if place == without:
+            continue
         try:
             with attach(place, timeout) as control:
                 seen.append(Seen(place, control.status()))

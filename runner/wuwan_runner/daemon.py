@@ -22,6 +22,7 @@ LABEL_WORKER = "io.wuwan.worker"  # the worker's name
 LABEL_OWNER = "io.wuwan.owner"  # uid of who started it
 LABEL_NAMESPACE = "io.wuwan.namespace"
 LABEL_KEY = "io.wuwan.key"
+LABEL_LISTENS = "io.wuwan.listens"  # only on workers that listen inside their container
 LABEL_VARIANT = "io.wuwan.variant"  # of the image: cpu, gpu
 
 

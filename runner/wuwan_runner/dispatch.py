@@ -132,6 +132,25 @@ class Dispatch:
         finally:
             self._close()
 
+    def warm(self) -> list[Welcome]:
+        """Have all workers up with their models loaded, and leave them to their TTL.
+
+        Raises:
+            EngineError: as `run`.
+        """
+        try:
+            count = self._workers.count
+            while True:
+                slots = {connection.slot for connection in self._connections}
+                for slot in range(count):
+                    if slot + self._slot_offset not in slots:
+                        self._add(self._acquire(slot + self._slot_offset))
+                if all(connection.ready for connection in self._connections):
+                    return [c.welcome for c in self._connections if c.welcome is not None]
+                self._wait()
+        finally:
+            self._close()
+
     # ------------------------------------------------------------ inputs and records
 
     def _open_some(self, count: int) -> None:

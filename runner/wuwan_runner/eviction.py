@@ -10,11 +10,14 @@ from wuwan_runner import control
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from wuwan_runner.address import Address
     from wuwan_runner.control import Seen
 
 # From the article that this project answers: above it, idle workers give their memory back.
 PRESSURE = 0.80
-_TIMEOUT = 1.0  # seconds a worker has to answer
+# Seconds a worker has to answer. One that is still starting does not, and is not idle either.
+_TIMEOUT = 0.25
+_END = 5.0  # seconds an idle worker has to end
 
 
 class GpuMemory(Protocol):
@@ -80,10 +83,13 @@ def _gpu_memory(worker: Seen) -> int:
 
 
 def make_room(
-    max_cached: int, notify: Callable[[str], None], memory: GpuMemory = nvml_memory
+    newcomer: Address,
+    max_cached: int,
+    notify: Callable[[str], None],
+    memory: GpuMemory = nvml_memory,
 ) -> None:
-    """Stop idle workers so that one more may start; waits for those that hold GPU memory."""
-    seen = control.survey(_TIMEOUT)
+    """Stop idle workers so that one may start at `newcomer`; waits for GPU memory to be free."""
+    seen = control.survey(_TIMEOUT, without=newcomer)
     if not seen:
         return
     holds_gpu = any(_gpu_memory(worker) for worker in seen)
@@ -92,7 +98,7 @@ def make_room(
             with control.attach(worker.address, _TIMEOUT) as connection:
                 # It may have got a client since: then it declines, and stays.
                 if connection.stop(if_idle=True) and _gpu_memory(worker):
-                    connection.wait_for_end(_TIMEOUT)
+                    connection.wait_for_end(_END)
                 name = worker.status.name if worker.status else ""
             notify(f"stopped the idle worker {name} to make room")
         except control.NoAnswerError:

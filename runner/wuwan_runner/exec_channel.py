@@ -16,22 +16,25 @@ import socket
 import struct
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import daemon
 from wuwan_runner.address import namespace
 from wuwan_runner.connection import Connection
+from wuwan_runner.control import Control
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as containers
+from wuwan_runner.options import TagOptions
 from wuwan_worker import protocol
 from wuwan_worker.bridge import BLOB
 from wuwan_worker.protocol import FrameDecoder, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from wuwan_runner.launchers.base import Launcher
-    from wuwan_runner.options import TagOptions
+    from wuwan_runner.options import Timeouts
 
 LISTEN_NAME = "wuwan-worker"  # in the container's own network namespace
 _STREAM = struct.Struct(">BxxxL")  # Docker's multiplexed stream: kind, length
@@ -74,6 +77,23 @@ class RemoteWorkers:
         return connection
 
 
+@contextmanager
+def control_of(name: str, timeouts: Timeouts) -> Iterator[Control]:
+    """A control connection to the worker in the container of that name.
+
+    Raises:
+        NoAnswerError: if there is no such worker, or it does not answer.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    options = TagOptions(timeouts=timeouts)
+    link = Link(options, name, theirs, slot=0, key="", private=False, create=False)
+    try:
+        with Control(ours, timeouts.control) as control:
+            yield control
+    finally:
+        link.release()
+
+
 class Link:
     """Owns the threads between one connection and one container; stands in for `Launch`."""
 
@@ -86,9 +106,12 @@ class Link:
         slot: int,
         key: str,
         private: bool,
+        create: bool = True,
     ) -> None:
+        """With `create` false, a container that is not there is an error."""
         self.error: EngineError | None = None
         self.warm = False  # the container was there already
+        self._may_create = create
         self._options = options
         self._name = name
         self._sock = sock
@@ -161,6 +184,8 @@ class Link:
             try:
                 self.warm = self._running(client)
                 if not self.warm:
+                    if not self._may_create:
+                        raise EngineError(f"there is no container {self._name}")
                     self._create(client)
                 if self._listening(client):
                     return self._bridge(client)

@@ -37,7 +37,7 @@ class BuildOptions:
     network: str | None = None  # of the build's steps, as `docker build --network`
     pull: bool = False  # look for a newer base image
     cache: bool = True
-    silence: float = 900.0  # seconds without a word from the builder; a slow download is silent
+    silence: int = 900  # seconds without a word from the builder; a slow download is silent
     docker: float = 30.0  # seconds for any other call to the daemon
 
 
@@ -136,11 +136,11 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
             use_config_proxy=True,
         )
         _follow(_watched(events, options.silence), report)
-        image = client.api.inspect_image(reference)
-    return Built(reference, str(image["Id"]), int(image["Size"]))
+        image = client.images.get(reference)
+    return Built(reference, str(image.id), int(image.attrs["Size"]))
 
 
-def _watched(events: Iterator[dict[str, Any]], silence: float) -> Iterator[dict[str, Any]]:
+def _watched(events: Iterator[dict[str, Any]], silence: int) -> Iterator[dict[str, Any]]:
     """The events; a silence or a cut connection in their midst becomes an EngineError."""
     import urllib3.exceptions
 
@@ -148,7 +148,7 @@ def _watched(events: Iterator[dict[str, Any]], silence: float) -> Iterator[dict[
         yield from events
     except urllib3.exceptions.ReadTimeoutError:
         raise EngineError(
-            f"the build said nothing for {silence:.0f} s, so it was given up",
+            f"the build said nothing for {silence} s, so it was given up",
             hint="is the package index reachable from a container? see --build-arg and --network",
         ) from None
     except urllib3.exceptions.HTTPError as error:

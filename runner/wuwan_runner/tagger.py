@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
     from wuwan_runner.dispatch import Staff
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.records import Record
+    from wuwan_worker.protocol import Welcome
 
 
 def _ignore(_message: str) -> None:
     pass
+
+
+def _never(_path: str) -> bool:
+    return False
 
 
 class Tagger:
@@ -55,19 +61,35 @@ class Tagger:
                 yield from batch
 
     def tag_batches(
-        self, paths: Iterable[str | os.PathLike[str]]
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        done: Callable[[str], bool] = _never,
     ) -> Generator[list[Record], None, None]:
         """The same, as many records at a time as become available together.
 
         Inputs are taken lazily. Nothing is started if there is no image to tag.
+
+        Args:
+            paths: images and directories.
+            done: called with each input's path, in order, until it first says no; the inputs
+                before that one are left out. So an interrupted run is taken up again.
 
         Raises:
             EngineError: if no worker can be had, or none that lives.
             UsageError: if the options do not make sense.
         """
         found = discover((os.fspath(path) for path in paths), self._options.selection)
+        found = itertools.dropwhile(lambda entry: done(entry.path), found)
         with closing(Dispatch(found, self._staff, self._options).run()) as batches:
             yield from batches
+
+    def warm(self) -> list[Welcome]:
+        """Start the workers that a run would use, and return when their models are loaded.
+
+        Raises:
+            EngineError: if they cannot be had.
+        """
+        return Dispatch(iter(()), self._staff, self._options).warm()
 
     def _staff(self, over_exec: bool) -> Staff:
         if self._launcher is None:

@@ -132,7 +132,7 @@ class Workers:
             slot=slot,
             ttl=0.0 if private else self._options.ttl,
             timeouts=self._options.timeouts,
-            prepare=lambda: eviction.make_room(self._options.max_cached, self.notify),
+            prepare=lambda: eviction.make_room(place, self._options.max_cached, self.notify),
         )
         return self._connection(Connection(sock, slot, private, self._options.timeouts, launch))
 

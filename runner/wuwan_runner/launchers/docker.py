@@ -19,7 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import address, daemon, gpus
+from wuwan_runner import address, daemon, gpus, leftovers
 from wuwan_runner.errors import EngineError, NoSharedFilesError
 from wuwan_runner.launchers.base import new_name
 from wuwan_worker import protocol
@@ -196,7 +196,8 @@ def create(
                 daemon.LABEL_OWNER: str(os.getuid()),
                 daemon.LABEL_NAMESPACE: address.namespace(),
                 daemon.LABEL_KEY: key,
-            },
+            }
+            | ({} if boot else {daemon.LABEL_LISTENS: "inside"}),
             host_config=host_config,
         )
     except docker.errors.APIError as error:
@@ -217,8 +218,8 @@ def _boot_socket() -> Iterator[tuple[socket.socket, Path]]:
     open to all, and the directory that hides it from the machine's other users is ours alone. The
     container gets the socket as its mount, without the directory.
     """
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    directory = Path(tempfile.mkdtemp(prefix="wuwan-", dir=base if Path(base).is_dir() else None))
+    base = leftovers.boot_base()
+    directory = Path(tempfile.mkdtemp(prefix=leftovers.BOOT_PREFIX, dir=base))
     try:
         path = directory / "s"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as boot:

@@ -1,0 +1,312 @@
+"""What `wuwan doctor` looks at. Every check has a deadline, and none starts a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wuwan_runner import address, control, daemon, gpus, leftovers
+from wuwan_runner.errors import EngineError
+from wuwan_runner.options import Timeouts
+from wuwan_worker import __version__, bundle, protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+# Packages of the extra `cpu`: the distribution's name, and the name to import.
+LOCAL_LIBRARIES = {
+    "openvino": "openvino",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "pillow-heif": "pillow_heif",
+}
+OLDEST_PYTHON = (3, 11)
+# The launchers, and what each cannot do without: names of checks.
+NEEDS = {
+    "docker": ("Docker daemon", "container image", "sockets"),
+    "local": ("local libraries", "model imagenet-zh", "sockets"),
+}
+
+
+class Outcome(enum.StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"  # something that one may want is missing
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    outcome: Outcome
+    detail: str  # what was found
+    advice: str = ""  # what to do about it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What to look at."""
+
+    image: str = ""
+    directories: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # purpose -> best first
+    deadline: float = 15.0  # seconds for each group of checks; they run side by side
+    timeouts: Timeouts = field(default_factory=lambda: Timeouts(docker=10.0, control=2.0))
+
+
+def run(scope: Scope) -> list[Check]:
+    """All checks, in a fixed order."""
+    groups: list[tuple[str, Callable[[], Iterable[Check]]]] = [
+        ("Python", lambda: [python()]),
+        ("wuwan", lambda: [Check("wuwan", Outcome.OK, __version__)]),
+        ("Docker daemon", lambda: docker(scope)),
+        ("local libraries", lambda: [local_libraries()]),
+        ("models", models),
+        ("sockets", lambda: [sockets()]),
+        ("directories", lambda: [directory(*item) for item in scope.directories.items()]),
+        ("warm workers", lambda: [warm_workers(scope)]),
+        ("leftovers", lambda: [left_over(scope)]),
+    ]
+    running = [_Group(name, group) for name, group in groups]
+    end = time.monotonic() + scope.deadline
+    return [check for group in running for check in group.result(end)]
+
+
+def usable(checks: Iterable[Check]) -> dict[str, bool]:
+    """Which launchers work, by these checks."""
+    good = {check.name for check in checks if check.outcome is not Outcome.FAIL}
+    return {launcher: good.issuperset(needs) for launcher, needs in NEEDS.items()}
+
+
+class _Group:
+    """Some checks in a thread of their own, so that one that hangs cannot hold up the others."""
+
+    def __init__(self, name: str, work: Callable[[], Iterable[Check]]) -> None:
+        self._name = name
+        self._work = work
+        self._checks: list[Check] | None = None
+        # A daemon thread: one that hangs in the kernel must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name=f"check {name}", daemon=True)
+        self._started = time.monotonic()
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._checks = list(self._work())
+        except Exception as error:
+            self._checks = [Check(self._name, Outcome.FAIL, f"{type(error).__name__}: {error}")]
+
+    def result(self, end: float) -> list[Check]:
+        """The checks, or a failed one if they are not done at the time `end`."""
+        self._thread.join(max(0.0, end - time.monotonic()))
+        if self._checks is not None:
+            return self._checks
+        waited = time.monotonic() - self._started
+        return [Check(self._name, Outcome.FAIL, f"no answer within {waited:.0f} s")]
+
+
+def python() -> Check:
+    """The interpreter."""
+    detail = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info < OLDEST_PYTHON:
+        return Check("Python", Outcome.FAIL, detail, "Python 3.11 or newer is needed")
+    if sys.platform != "linux":
+        return Check("Python", Outcome.FAIL, f"{detail} on {sys.platform}", "wuwan needs Linux")
+    return Check("Python", Outcome.OK, detail)
+
+
+def docker(scope: Scope) -> list[Check]:
+    """The daemon, whether it offers GPUs, and the image."""
+    if not daemon.may_answer():
+        return _no_docker(EngineError("no Docker daemon here", hint=daemon_advice()))
+    try:
+        with daemon.connected(scope.timeouts.docker) as client:
+            version, info = client.api.version(), client.api.info()
+            image = _image(client, scope.image)
+    except EngineError as error:
+        return _no_docker(error)
+    where = os.environ.get("DOCKER_HOST") or "the local socket"
+    detail = f"{version.get('Version')}, API {version.get('ApiVersion')}, at {where}"
+    return [Check("Docker daemon", Outcome.OK, detail), gpu(info), image]
+
+
+def daemon_advice() -> str:
+    """What to do where no daemon is."""
+    return "install and start Docker, or set DOCKER_HOST; the local runner works without"
+
+
+def _no_docker(error: EngineError) -> list[Check]:
+    reason = "needs the Docker daemon"
+    return [
+        Check("Docker daemon", Outcome.FAIL, str(error), error.hint),
+        Check("NVIDIA GPU", Outcome.WARN, reason),
+        Check("container image", Outcome.FAIL, reason),
+    ]
+
+
+def gpu(info: Mapping[str, Any]) -> Check:
+    """Whether the daemon can give a container a GPU, by its /info."""
+    try:
+        request, _ = gpus.resolve("all", info, "gpu")
+    except EngineError:
+        return Check(
+            "NVIDIA GPU",
+            Outcome.WARN,
+            "the daemon offers none: no `nvidia` runtime and no CDI device",
+            "for a GPU, install the NVIDIA driver and Container Toolkit, and restart Docker",
+        )
+    by = request.driver if request else "?"
+    return Check("NVIDIA GPU", Outcome.OK, f"offered by the daemon ({by})")
+
+
+def _image(client: Any, image: str) -> Check:
+    import docker.errors
+
+    reference = daemon.image_reference(image)
+    try:
+        found = client.api.inspect_image(reference)
+    except docker.errors.ImageNotFound:
+        return Check(
+            "container image", Outcome.FAIL, f"{reference} is not there", "wuwan image build"
+        )
+    labels = found["Config"].get("Labels") or {}
+    version = labels.get("org.opencontainers.image.version", "?")
+    identity = str(found["Id"]).removeprefix("sha256:")[:12]
+    detail = f"{reference} ({identity}), {found['Size'] / 1e6:,.0f} MB, version {version}"
+    if version != __version__:
+        return Check(
+            "container image", Outcome.WARN, f"{detail}; this is {__version__}", "wuwan image build"
+        )
+    return Check("container image", Outcome.OK, detail)
+
+
+def local_libraries() -> Check:
+    """What the local runner imports; looked up, not imported."""
+    missing = [
+        name for name, module in LOCAL_LIBRARIES.items() if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        return Check(
+            "local libraries",
+            Outcome.FAIL,
+            f"not installed: {', '.join(missing)}",
+            "pip install 'wuwan[cpu]'; the docker runner works without",
+        )
+    versions = []
+    for name in LOCAL_LIBRARIES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:  # put there by hand
+            versions.append(name)
+    return Check("local libraries", Outcome.OK, ", ".join(versions))
+
+
+def models() -> list[Check]:
+    """Each bundle of this installation against its sha256 sums."""
+    names = bundle.embedded()
+    if not names:
+        return [Check("models", Outcome.FAIL, "none is installed", "install wuwan again")]
+    return [_model(name) for name in names]
+
+
+def _model(name: str) -> Check:
+    try:
+        model = bundle.load(bundle.find(name))
+        model.verify()
+        bundle.read_labels(model)
+    except bundle.BundleError as error:
+        return Check(f"model {name}", Outcome.FAIL, str(error), "install wuwan again")
+    size = sum((model.root / file).stat().st_size for file in model.files)
+    detail = f"version {model.version}, {model.classes:,} labels, {size / 1e6:.0f} MB, sums right"
+    return Check(f"model {name}", Outcome.OK, detail)
+
+
+def sockets() -> Check:
+    """Whether a descriptor travels through an abstract Unix socket and can be read after."""
+    place = address.private("doctor")
+    listener = address.listen(place)
+    if listener is None:
+        return Check("sockets", Outcome.FAIL, "no abstract Unix socket can be bound")
+    probe = protocol.probe_descriptor()
+    try:
+        sender = address.connect(place, 2.0)
+        if sender is None:
+            return Check("sockets", Outcome.FAIL, "an abstract Unix socket cannot be connected to")
+        listener.settimeout(2.0)
+        receiver, _ = listener.accept()
+        with sender, receiver:
+            socket.send_fds(sender, [b"x"], [probe])
+            receiver.settimeout(2.0)
+            _, received, _, _ = socket.recv_fds(receiver, 1, 1)
+            content = os.pread(received[0], len(protocol.PROBE), 0) if received else b""
+            for descriptor in received:
+                os.close(descriptor)
+    except OSError as error:
+        return Check("sockets", Outcome.FAIL, f"descriptors cannot be passed: {error}")
+    finally:
+        os.close(probe)
+        listener.close()
+    if content != protocol.PROBE:
+        return Check("sockets", Outcome.FAIL, "a passed descriptor does not arrive readable")
+    return Check("sockets", Outcome.OK, "file descriptors can be passed")
+
+
+def directory(purpose: str, candidates: Sequence[Path]) -> Check:
+    """Whether the first of `candidates` can be written to, or made; nothing is made."""
+    name = f"{purpose} directory"
+    for number, path in enumerate(candidates):
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            if number == 0:
+                return Check(name, Outcome.OK, str(path))
+            detail = f"{candidates[0]} cannot be written to; {path} is used"
+            return Check(name, Outcome.WARN, detail, f"make {candidates[0]} writable")
+    tried = ", ".join(map(str, candidates))
+    return Check(name, Outcome.FAIL, f"none can be written to: {tried}", "make one writable")
+
+
+def warm_workers(scope: Scope) -> Check:
+    """Workers that are up and would serve the next run."""
+    seen = control.survey(scope.timeouts.control)
+    silent = [worker for worker in seen if worker.status is None]
+    if silent:
+        return Check(
+            "warm workers",
+            Outcome.WARN,
+            f"{len(seen)}, of which {len(silent)} do not answer: {silent[0].problem}",
+            "a run replaces a worker that hangs",
+        )
+    kinds = [f"{one.status.model} on {one.status.device}" for one in seen if one.status]
+    detail = f"{len(seen)}: {', '.join(kinds)}" if kinds else "none"
+    return Check("warm workers", Outcome.OK, detail)
+
+
+def left_over(scope: Scope) -> Check:
+    """What dead runs have left."""
+    found = all_leftovers(scope.timeouts)
+    if not found:
+        return Check("leftovers", Outcome.OK, "none")
+    detail = "; ".join(f"{item.kind} {item.name}: {item.reason}" for item in found)
+    return Check("leftovers", Outcome.WARN, detail, "wuwan doctor --clean removes them")
+
+
+def all_leftovers(timeouts: Timeouts) -> list[leftovers.Leftover]:
+    """Leftover directories, and containers if a daemon answers."""
+    found = leftovers.directories()
+    if daemon.may_answer():
+        with contextlib.suppress(EngineError):  # the check of the daemon says so
+            found += leftovers.containers(timeouts)
+    return found

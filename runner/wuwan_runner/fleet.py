@@ -1,0 +1,129 @@
+"""All workers of this user, however they are reached, by name: for `wuwan ps`, `stop`, `logs`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wuwan_runner import address, control, daemon, launchers
+from wuwan_runner.control import Control, NoAnswerError
+from wuwan_runner.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from wuwan_runner.address import Address
+    from wuwan_runner.options import Timeouts
+    from wuwan_worker.protocol import Status, Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One worker: how to reach it, and what it says, or why it says nothing."""
+
+    name: str
+    address: Address | None  # None: in a container, through the exec channel
+    status: Status | None
+    problem: str = ""
+
+    @contextmanager
+    def control(self, timeouts: Timeouts) -> Iterator[Control]:
+        """A control connection. Raises NoAnswerError."""
+        if self.address is not None:
+            with control.attach(self.address, timeouts.control) as connection:
+                yield connection
+        else:
+            from wuwan_runner.exec_channel import control_of
+
+            with control_of(self.name, timeouts) as connection:
+                yield connection
+
+
+def members(timeouts: Timeouts) -> list[Member]:
+    """The workers that are up.
+
+    Raises:
+        EngineError: if DOCKER_HOST names a daemon elsewhere that does not answer.
+    """
+    found = [
+        Member(seen.status.name if seen.status else "?", seen.address, seen.status, seen.problem)
+        for seen in control.survey(timeouts.control)
+    ]
+    known = {member.name for member in found}
+    if daemon.is_remote():
+        found += [
+            _ask(Member(name, None, None), timeouts)
+            for name in _containers(timeouts)
+            if name not in known
+        ]
+    return found
+
+
+def _ask(member: Member, timeouts: Timeouts) -> Member:
+    try:
+        with member.control(timeouts) as connection:
+            return Member(member.name, None, connection.status())
+    except NoAnswerError as error:
+        return Member(member.name, None, None, str(error))
+
+
+def _containers(timeouts: Timeouts) -> list[str]:
+    """The names of this user's running worker containers."""
+    with daemon.connected(timeouts.docker) as client:
+        listed = client.api.containers(
+            filters={
+                "label": [
+                    f"{daemon.LABEL_NAMESPACE}={address.namespace()}",
+                    f"{daemon.LABEL_OWNER}={os.getuid()}",
+                ]
+            }
+        )
+    return sorted(container["Labels"][daemon.LABEL_WORKER] for container in listed)
+
+
+def named(name: str, timeouts: Timeouts) -> Member:
+    """The worker of that name (or the only one whose name begins so).
+
+    Raises:
+        UsageError: if there is none, or more than one.
+    """
+    everyone = members(timeouts)
+    matches = [member for member in everyone if member.name == name] or [
+        member for member in everyone if member.name.startswith(name)
+    ]
+    if len(matches) != 1:
+        there = ", ".join(member.name for member in everyone) or "no worker is up"
+        problem = "no worker" if not matches else "more than one worker"
+        raise UsageError(f"{problem} is named {name!r}", hint=f"there is: {there}")
+    return matches[0]
+
+
+def stop(member: Member, timeouts: Timeouts, drain: float) -> bool:
+    """Have a worker drain and end; if it has not after `drain` seconds, end it by force.
+
+    Returns:
+        Whether it ended by itself.
+
+    Raises:
+        EngineError: if it cannot be ended; it says how to do it by hand.
+    """
+    deadline = time.monotonic() + drain
+    welcome: Welcome | None = None
+    with contextlib.suppress(NoAnswerError), member.control(timeouts) as connection:
+        welcome = connection.welcome
+        connection.stop()
+        if connection.wait_for_end(max(0.0, deadline - time.monotonic())):
+            return True
+    if welcome is None:
+        if member.address is None or member.address not in address.listed():
+            return True  # it has ended meanwhile
+        raise EngineError(
+            f"worker {member.name} does not answer, not even with its name",
+            hint="`docker ps` and `ps` show it; remove it by hand",
+        )
+    launchers.get(welcome.runner).kill(welcome, timeouts)
+    return False

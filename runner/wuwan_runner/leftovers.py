@@ -1,0 +1,99 @@
+"""What dead runs have left behind: found and removed by `wuwan doctor`.
+
+In the ordinary course nothing is left: workers end by themselves, containers remove themselves,
+sockets have no files. What remains possible is a run that was killed in the half second in which
+it starts a container.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wuwan_runner import address, control, daemon
+
+if TYPE_CHECKING:
+    from wuwan_runner.options import Timeouts
+
+BOOT_PREFIX = "wuwan-boot-"
+# A start takes a second or two. What is older and not up was left.
+MIN_AGE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing that a dead run left."""
+
+    kind: str  # "container" or "directory"
+    name: str
+    reason: str
+
+
+def boot_base() -> Path:
+    """Where boot sockets' directories are made: removed at log-out, or at boot."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
+    return base if base.is_dir() else Path(tempfile.gettempdir())
+
+
+def directories(min_age: float = MIN_AGE) -> list[Leftover]:
+    """Directories of boot sockets that nobody listens at any more."""
+    found = []
+    for path in boot_base().glob(f"{BOOT_PREFIX}*"):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        old = time.time() - status.st_mtime >= min_age
+        if status.st_uid == os.getuid() and old and not _listening(path / "s"):
+            found.append(Leftover("directory", str(path), "its run is dead"))
+    return found
+
+
+def _listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
+    """Containers of ours that never came up, or that no client can reach.
+
+    Raises:
+        EngineError: if the daemon does not answer.
+    """
+    up = {seen.status.name for seen in control.survey(timeouts.control) if seen.status}
+    found = []
+    with daemon.connected(timeouts.docker) as client:
+        labels = [
+            f"{daemon.LABEL_NAMESPACE}={address.namespace()}",
+            f"{daemon.LABEL_OWNER}={os.getuid()}",
+        ]
+        for container in client.api.containers(all=True, filters={"label": labels}):
+            name, state = container["Labels"][daemon.LABEL_WORKER], container["State"]
+            if time.time() - container["Created"] < min_age or name in up:
+                continue
+            if state != "running":
+                found.append(Leftover("container", name, f"it is {state}"))
+            elif daemon.LABEL_LISTENS not in container["Labels"]:
+                found.append(Leftover("container", name, "no client can reach it"))
+    return found
+
+
+def remove(leftover: Leftover, timeouts: Timeouts) -> None:
+    """Remove one. Raises EngineError if a container cannot be removed."""
+    if leftover.kind == "directory":
+        shutil.rmtree(leftover.name, ignore_errors=True)
+    else:
+        from wuwan_runner.launchers import docker
+
+        docker.remove(leftover.name, timeouts)

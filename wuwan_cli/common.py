@@ -1,0 +1,107 @@
+"""Options that several verbs have: which worker is wanted."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated
+
+import typer
+
+from wuwan_runner.errors import UsageError
+from wuwan_runner.launchers import REGISTRY
+
+RUNNERS = ("auto", *REGISTRY)
+CHANNELS = ("auto", "socket", "exec")
+_MEMORY = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
+
+
+def one_of(what: str, value: str, known: tuple[str, ...]) -> str:
+    """`value` if it is known. Raises UsageError."""
+    if value not in known:
+        raise UsageError(f"no {what} named {value!r}", hint=f"one of: {', '.join(known)}")
+    return value
+
+
+def finite(value: float) -> float:
+    """`value` if it is a usable number. Raises UsageError."""
+    if not math.isfinite(value):
+        raise UsageError(f"{value} is not a usable number")
+    return value
+
+
+def _gpus(value: str) -> str:
+    from wuwan_runner import gpus
+
+    return gpus.check(value)
+
+
+def _memory(value: str) -> str:
+    if not _MEMORY.fullmatch(value):
+        raise UsageError(f"--memory {value!r} is not an amount", hint="for example 512m or 4g")
+    return value
+
+
+Model = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="A model bundle's name or directory.")
+]
+Runner = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        metavar="|".join(RUNNERS),
+        callback=lambda value: one_of("runner", value, RUNNERS),
+        autocompletion=lambda: list(RUNNERS),
+        help="Where the model runs.",
+    ),
+]
+Gpus = Annotated[
+    str, typer.Option("--gpus", metavar="auto|all|none|0,1", callback=_gpus, help="Which GPUs.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        metavar="N",
+        help="How many workers.  [default: one for each chosen GPU, one on a CPU]",
+    ),
+]
+Ttl = Annotated[
+    float,
+    typer.Option(
+        "--ttl",
+        min=0,
+        metavar="SECONDS",
+        callback=finite,
+        help="How long a worker stays warm after its last work; 0: it leaves with its last client.",
+    ),
+]
+MaxCached = Annotated[
+    int,
+    typer.Option(
+        "--max-cached",
+        min=1,
+        metavar="N",
+        help="How many warm workers of all kinds are kept; the longest idle one goes first.",
+    ),
+]
+Image = Annotated[
+    str,
+    typer.Option(
+        "--image", metavar="NAME", help="The container image.  [default: this version's own]"
+    ),
+]
+Memory = Annotated[
+    str,
+    typer.Option("--memory", metavar="SIZE", callback=_memory, help="A container's memory limit."),
+]
+Channel = Annotated[
+    str,
+    typer.Option(
+        "--channel",
+        metavar="|".join(CHANNELS),
+        callback=lambda value: one_of("channel", value, CHANNELS),
+        help="How images get into a container: a socket passes open files, exec passes bytes.",
+    ),
+]

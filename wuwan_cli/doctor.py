@@ -1,0 +1,118 @@
+"""`wuwan doctor`: what works here, and what to do about what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wuwan_runner.errors import ExitCode
+
+if TYPE_CHECKING:
+    from wuwan_runner.checks import Check, Scope
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="First remove what dead runs have left behind.")
+    ] = False,
+    image: Annotated[
+        str,
+        typer.Option(
+            "--image", metavar="NAME", help="The container image.  [default: this version's own]"
+        ),
+    ] = "",
+) -> None:
+    """Say what works here. Exit code 0 if at least one runner works, else 4."""
+    from wuwan_cli import boundary
+    from wuwan_runner import checks
+
+    scope = checks.Scope(
+        image=image,
+        directories={
+            "runtime": [_runtime(), Path(tempfile.gettempdir())],
+            "cache": [_cache(), Path(tempfile.gettempdir())],
+            "log": boundary.log_directories(),
+        },
+    )
+    if clean:
+        _clean(scope)
+    found = checks.run(scope)
+    runners = checks.usable(found)
+    if as_json:
+        typer.echo(_json(found, runners))
+    else:
+        _print(found, runners)
+    raise typer.Exit(int(ExitCode.OK if any(runners.values()) else ExitCode.ENGINE))
+
+
+def _runtime() -> Path:
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(base if base.startswith("/") else Path("~/.cache").expanduser(), "wuwan")
+
+
+def _clean(scope: Scope) -> None:
+    from wuwan_cli.boundary import say
+    from wuwan_runner import checks, leftovers
+
+    for leftover in checks.all_leftovers(scope.timeouts):
+        leftovers.remove(leftover, scope.timeouts)
+        say(f"removed {leftover.kind} {leftover.name}")
+
+
+def _json(found: list[Check], runners: dict[str, bool]) -> str:
+    content = {
+        "v": 1,
+        "ok": any(runners.values()),
+        "runners": runners,
+        "checks": [
+            {
+                "name": check.name,
+                "outcome": str(check.outcome),
+                "detail": check.detail,
+                "advice": check.advice,
+            }
+            for check in found
+        ],
+    }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _print(found: list[Check], runners: dict[str, bool]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for check in found:
+        detail = Text(check.detail)
+        if check.advice:
+            detail.append(f"\n→ {check.advice}", style="bold")
+        table.add_row(check.name, Text(check.outcome, style=_STYLES[check.outcome]), detail)
+    console.print(table)
+    works = [name for name, good in runners.items() if good]
+    console.print(Text(f"runners that work: {', '.join(works) or 'none'}"))

@@ -1,0 +1,39 @@
+"""`wuwan logs`: what a worker has to say."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wuwan_runner.errors import EngineError
+from wuwan_runner.options import Timeouts
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def logs(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="As `wuwan ps` shows it, or its beginning.")
+    ],
+) -> None:
+    """Print the last log lines of a worker that is up."""
+    from wuwan_runner import fleet
+    from wuwan_runner.control import NoAnswerError
+
+    timeouts = Timeouts()
+    member = fleet.named(name, timeouts)
+    try:
+        with member.control(timeouts) as connection:
+            for line in connection.logs():
+                typer.echo(line)
+    except NoAnswerError as error:
+        raise EngineError(
+            f"worker {member.name} does not answer: {error}", hint=f"docker logs {member.name}"
+        ) from None

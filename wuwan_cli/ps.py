@@ -1,0 +1,89 @@
+"""`wuwan ps`: the workers that are up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wuwan_runner.options import Timeouts
+
+_WIDE = 200
+
+if TYPE_CHECKING:
+    from wuwan_runner.fleet import Member
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def ps(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line: seconds, bytes.")
+    ] = False,
+) -> None:
+    """Show the workers that are up: what they run, what they do, how long they stay."""
+    from wuwan_runner import fleet
+
+    found = fleet.members(Timeouts())
+    if as_json:
+        for member in found:
+            typer.echo(json.dumps(_fields(member), ensure_ascii=False))
+    elif found:
+        _show(found)
+    else:
+        typer.echo("no worker is up")
+
+
+def _fields(member: Member) -> dict[str, Any]:
+    if member.status is None:
+        return {"name": member.name, "state": "unresponsive", "problem": member.problem}
+    return dataclasses.asdict(member.status)
+
+
+def _show(found: list[Member]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("NAME", "MODEL", "RUNNER", "DEVICE", "STATE"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("CLIENTS", "DONE", "IDLE", "TTL", "MEMORY", "GPU"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for member in found:
+        status = member.status
+        if status is None:
+            table.add_row(member.name, "", "", "", f"unresponsive: {member.problem}")
+            continue
+        table.add_row(
+            status.name,
+            status.model,
+            status.runner,
+            status.device,
+            status.state,
+            str(status.clients),
+            f"{status.images_done:,}",
+            _seconds(status.idle_for),
+            _seconds(status.ttl_left),
+            _mebibytes(status.memory),
+            _mebibytes(status.gpu_memory) if status.gpu_memory else "-",
+        )
+    # Into a pipe the table goes as wide as it is.
+    console = Console()
+    Console(width=console.width if console.is_terminal else _WIDE).print(table)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} s"
+
+
+def _mebibytes(value: int) -> str:
+    return f"{value / 2**20:,.0f} MiB"

@@ -1,0 +1,47 @@
+"""`wuwan stop`: end workers before their TTL does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wuwan_runner.errors import UsageError
+from wuwan_runner.options import Timeouts
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def stop(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="As `wuwan ps` shows it, or its beginning.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            min=0,
+            metavar="SECONDS",
+            help="How long a worker may take to answer what it has; then it is killed.",
+        ),
+    ] = 30.0,
+) -> None:
+    """Have workers answer what they have, and end. Runs that use them go on elsewhere."""
+    from wuwan_runner import fleet
+
+    if (name is None) != everything:
+        raise UsageError("name one worker, or --all", hint="`wuwan ps` shows their names")
+    timeouts = Timeouts()
+    chosen = fleet.members(timeouts) if name is None else [fleet.named(name, timeouts)]
+    if not chosen:
+        typer.echo("no worker is up")
+    for member in chosen:
+        gently = fleet.stop(member, timeouts, timeout)
+        typer.echo(f"{member.name} {'stopped' if gently else 'killed'}")
