@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-# verb -> the module whose `app` it is.
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Where a verb is, and what it does, so that `wuwan --help` need not import it."""
+
+    module: str  # it has an `app`
+    summary: str
+
+
 VERBS = {
-    "tag": "wuwan_cli.tag",
-    "ps": "wuwan_cli.ps",
-    "warm": "wuwan_cli.warm",
-    "stop": "wuwan_cli.stop",
-    "logs": "wuwan_cli.logs",
-    "image": "wuwan_cli.image",
-    "doctor": "wuwan_cli.doctor",
+    "tag": Verb("wuwan_cli.tag", "Tag images with Chinese labels; one JSON object a line."),
+    "ps": Verb("wuwan_cli.ps", "List the workers that are up."),
+    "warm": Verb("wuwan_cli.warm", "Start a worker ahead of a run."),
+    "stop": Verb("wuwan_cli.stop", "End workers in good order."),
+    "logs": Verb("wuwan_cli.logs", "Show a worker's last log lines."),
+    "image": Verb("wuwan_cli.image", "Build the container image."),
+    "doctor": Verb("wuwan_cli.doctor", "Say what works here, and what to do about the rest."),
 }
 
 
 class LazyGroup(TyperGroup):
-    """Imports a verb's module when the verb is run or its help is asked for."""
+    """Imports a verb's module when the verb is run."""
 
     # Any: the classes that typer's own signatures name are private to it.
     def list_commands(self, ctx: Any) -> list[str]:
@@ -34,9 +43,15 @@ class LazyGroup(TyperGroup):
         if cmd_name not in VERBS:
             return super().get_command(ctx, cmd_name)
         if cmd_name not in self.commands:
-            verb: typer.Typer = importlib.import_module(VERBS[cmd_name]).app
+            verb: typer.Typer = importlib.import_module(VERBS[cmd_name].module).app
             self.commands[cmd_name] = typer.main.get_command(verb)
         return self.commands[cmd_name]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The part of `--help` that lists the verbs."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As the base class, whose "Did you mean" looks at `commands` alone."""

@@ -108,7 +108,7 @@ class StreamSink:
 
     def abandon(self) -> str:
         """See `Sink.abandon`."""
-        return f"{_records(self.written)} written"
+        return f"{_records(self.written)} written" if self.written else ""
 
     def close(self) -> None:
         """See `Sink.close`."""

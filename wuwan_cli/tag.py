@@ -39,7 +39,7 @@ def tag(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Images and directories; - reads a list of paths from standard input.",
             show_default=False,
         ),
@@ -59,14 +59,24 @@ def tag(
     ] = _DEFAULTS.top_k,
     min_score: Annotated[
         float,
-        typer.Option("--min-score", min=0, max=1, callback=common.finite, help="Leave out less."),
+        typer.Option(
+            "--min-score",
+            min=0,
+            max=1,
+            metavar="SCORE",
+            callback=common.finite,
+            help="Leave out labels under this, 0 to 1.",
+        ),
     ] = _DEFAULTS.min_score,
     model: common.Model = _DEFAULTS.spec.model,
     runner: common.Runner = _DEFAULTS.runner,
     gpus: common.Gpus = _DEFAULTS.spec.gpus,
     workers: common.Workers = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, max=32, help="Images in one message to a worker.")
+        int,
+        typer.Option(
+            "--batch-size", min=1, max=32, metavar="N", help="Images in one message to a worker."
+        ),
     ] = _DEFAULTS.batch_size,
     ttl: common.Ttl = _DEFAULTS.ttl,
     max_cached: common.MaxCached = _DEFAULTS.max_cached,

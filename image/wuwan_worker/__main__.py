@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from wuwan_worker import __version__, bundle, cores, protocol
 from wuwan_worker.lifecycle import GRACE, Lifecycle
 from wuwan_worker.protocol import Adopt, FatalCode, FrameDecoder
-from wuwan_worker.server import Identity, Server, peer_uid
+from wuwan_worker.server import CREDITS, Identity, Server, peer_uid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,7 @@ EXIT_MODEL = 65  # EX_DATAERR, sysexits(3): the bundle is of no use, trying agai
 EXIT_BACKEND = 70  # EX_SOFTWARE
 EXIT_SOCKET = 71  # EX_OSERR
 LOG_LINES = 500
+CREDITS_PER_CORE = 8  # a batch of 4 in inference and one in decoding
 
 
 class _Ring(logging.Handler):
@@ -156,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         Lifecycle(ttl=arguments.ttl, grace=arguments.grace),
         owner=owner,
+        credits_=max(CREDITS, CREDITS_PER_CORE * cores.available()),
         log_lines=ring.lines,
     )
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -38,8 +38,19 @@ def _exactly(source: BinaryIO, size: int) -> bytes:
     return data
 
 
-def _memory_file(source: BinaryIO) -> int:
-    (left,) = BLOB.unpack(_exactly(source, BLOB.size))
+def read_blob(source: BinaryIO) -> int | None:
+    """The next blob, as a memory file's descriptor that the caller closes; None at the end.
+
+    Raises:
+        EOFError: if the blob is cut.
+        ProtocolError: if it is too long.
+    """
+    header = source.read(BLOB.size)
+    if not header:
+        return None
+    if len(header) < BLOB.size:
+        raise EOFError
+    (left,) = BLOB.unpack(header)
     if left > MAX_BLOB:
         raise protocol.ProtocolError(f"a blob of {left} bytes is over the limit of {MAX_BLOB}")
     descriptor = os.memfd_create("wuwan-image", os.MFD_CLOEXEC)
@@ -70,7 +81,9 @@ def inward(source: BinaryIO, worker: socket.socket) -> None:
         descriptors: list[int] = []
         try:
             for _ in range(count):
-                descriptors.append(_memory_file(source))  # noqa: PERF401  # closed if one fails
+                if (descriptor := read_blob(source)) is None:
+                    raise EOFError
+                descriptors.append(descriptor)
             sent = socket.send_fds(worker, [frame], descriptors) if descriptors else 0
         finally:
             protocol.close_all(descriptors)

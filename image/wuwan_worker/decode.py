@@ -165,7 +165,7 @@ def _prepare(image: Image.Image, spec: InputSpec, exact: bool) -> Decoded:
         # pixels: libjpeg then skips most of the inverse DCT.
         scale = spec.resize / min(width, height)
         image.draft("RGB", (int(width * scale), int(height * scale)))
-        square = _crop_and_resize(image, spec, resampling)
+        square = _crop_and_resize(image, (width, height), spec, resampling)
     pixels = np.asarray(_oriented(square, orientation))
     if orientation in _SWAPS_SIDES:
         width, height = height, width
@@ -198,34 +198,36 @@ def _oriented(image: Image.Image, orientation: int) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
+    """The size of an image whose shorter side is scaled to `spec.resize` pixels."""
+    scale = spec.resize / min(width, height)
+    return max(spec.size, round(width * scale)), max(spec.size, round(height * scale))
+
+
 def _crop_and_resize(
-    image: Image.Image, spec: InputSpec, resampling: Image.Resampling
+    image: Image.Image, original: tuple[int, int], spec: InputSpec, resampling: Image.Resampling
 ) -> Image.Image:
-    width, height = image.size
-    side = min(width, height) * spec.crop_fraction
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    size = (spec.size, spec.size)
+    """What `_exact` gives, in one step: only the pixels of the crop are computed.
+
+    The crop is the reference's, whole pixels of the resized image, mapped back. Half a pixel off
+    would change 2 % of the top labels.
+    """
     # RGB, RGBA and L can be scaled as they are, which leaves little to convert; a palette, 16 bits
     # or CMYK cannot be interpolated or would need a table each.
-    if image.mode in ("RGB", "RGBA", "L") and not _keyed(image):
-        return _rgb(image.resize(size, resampling, box=box, reducing_gap=_REDUCING_GAP))
-    factor = max(1, int(side / spec.size / _REDUCING_GAP))
-    image = _rgb_in_bands(image, factor)
-    left, top, right, bottom = (edge / factor for edge in box)
-    return image.resize(size, resampling, box=(left, top, right, bottom))
+    image = image if image.mode in ("RGB", "RGBA", "L") and not _keyed(image) else _rgb(image)
+    (left, right), (top, bottom) = (
+        ((big - spec.size) // 2 / big * side, ((big - spec.size) // 2 + spec.size) / big * side)
+        for big, side in zip(_resized(*original, spec), image.size, strict=True)
+    )
+    size = (spec.size, spec.size)
+    return _rgb(image.resize(size, resampling, (left, top, right, bottom), reducing_gap=2.0))
 
 
 def _exact(image: Image.Image, spec: InputSpec, resampling: Image.Resampling) -> Image.Image:
-    image = _rgb_in_bands(image, 1)
-    scale = spec.resize / min(image.size)
-    width, height = (max(spec.size, round(side * scale)) for side in image.size)
-    left, top = (width - spec.size) // 2, (height - spec.size) // 2
-    # Resizes, then crops, without making the pixels that would be cropped: the whole of an image
-    # of 1 x 10,000 pixels would take 2 GB.
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + spec.size) * across, (top + spec.size) * down)
-    return image.resize((spec.size, spec.size), resampling, box=box)
+    image = _rgb(image)
+    image = image.resize(_resized(*image.size, spec), resampling)
+    left, top = ((side - spec.size) // 2 for side in image.size)
+    return image.crop((left, top, left + spec.size, top + spec.size))
 
 
 def _keyed(image: Image.Image) -> bool:

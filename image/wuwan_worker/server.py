@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A few batches: enough that decoding never waits for the client, little enough that the queue in
-# front of another client stays short and no client needs more than this many open files.
+# The least credits that a client gets: a few batches. Enough that decoding never waits for the
+# client, little enough that no client needs many open files.
 CREDITS = 32
 MAX_CLIENTS = 512
 HELLO_TIMEOUT = 10.0  # seconds a connection may stay silent before its Hello
@@ -107,6 +107,7 @@ class Server:
         lifecycle: Lifecycle,
         *,
         owner: int,
+        credits_: int = CREDITS,
         log_lines: Sequence[str] = (),
     ) -> None:
         """
@@ -116,6 +117,7 @@ class Server:
             lifecycle: owned by the server from now on.
             owner: the user id whose clients are served; others are turned away, because an
                 abstract socket has no file permissions.
+            credits_: how many images a client may have unanswered.
             log_lines: the last log lines, live.
         """
         self.jobs = FairQueue()
@@ -126,6 +128,7 @@ class Server:
         self._identity = identity
         self._lifecycle = lifecycle
         self._owner = owner
+        self._credits = credits_
         self._log_lines = log_lines
         self._clients: dict[int, _Client] = {}
         self._next_id = 0
@@ -362,7 +365,7 @@ class Server:
                 device=self.device,
                 state=self._lifecycle.state,
                 pid=os.getpid(),
-                credits=CREDITS,
+                credits=self._credits,
                 readable=readable,
             ),
         )
@@ -374,8 +377,8 @@ class Server:
             problem = "Images from a client that does not tag, or after End"
         elif len(images.ids) != len(descriptors):
             problem = f"{len(images.ids)} images with {len(descriptors)} descriptors"
-        elif client.unanswered + len(images.ids) > CREDITS:
-            problem = f"more than {CREDITS} images unanswered"
+        elif client.unanswered + len(images.ids) > self._credits:
+            problem = f"more than {self._credits} images unanswered"
         if problem or client.hello is None:
             protocol.close_all(descriptors)
             raise ProtocolError(problem or "Images before Hello")

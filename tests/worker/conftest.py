@@ -48,21 +48,16 @@ def descriptors() -> Callable[[], list[str]]:
 
 @pytest.fixture
 def memory_file() -> Iterator[Callable[[bytes], int]]:
-    """Makes open descriptors of files that hold the given bytes; closes those still open."""
-    made: list[int] = []
+    """Makes open descriptors of files that hold the given bytes; closes them after the test."""
+    with contextlib.ExitStack() as stack:
 
-    def make(content: bytes) -> int:
-        descriptor = os.memfd_create("wuwan-test", os.MFD_CLOEXEC)
-        made.append(os.dup(descriptor))  # the test may hand the number on to be closed
-        os.write(descriptor, content)
-        os.close(descriptor)
-        return made[-1]
+        def make(content: bytes) -> int:
+            descriptor = os.memfd_create("wuwan-test", os.MFD_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            os.write(descriptor, content)
+            return descriptor
 
-    yield make
-    for descriptor in made:
-        with contextlib.suppress(OSError):
-            if "wuwan-test" in os.readlink(f"/proc/self/fd/{descriptor}"):
-                os.close(descriptor)
+        yield make
 
 
 class Client:

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import struct
+import threading
 import typing
 from typing import TYPE_CHECKING, Any
 
@@ -199,13 +200,13 @@ def test_send_frame_sends_large_frames_whole() -> None:
     with ours, theirs:
         ours.settimeout(10)
         theirs.settimeout(10)
-        child = os.fork()
-        if child == 0:
-            protocol.send_frame(ours, message, [descriptor])
-            os._exit(0)
+        sender = threading.Thread(
+            target=protocol.send_frame, args=(ours, message, [descriptor]), daemon=True
+        )
+        sender.start()
         while not frames:
             frames = decoder.feed(*protocol.receive(theirs))
-        os.waitpid(child, 0)
+        sender.join(10)
     assert frames[0].message == message
     assert len(frames[0].descriptors) == 1
     frames[0].close()

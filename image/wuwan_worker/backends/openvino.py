@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from wuwan_worker.bundle import Bundle
 
-# Measured on 2 cores with EfficientNet-Lite0: see docs/performance.md.
-BATCH_SIZE = 8
+# Measured with EfficientNet-Lite0 (docs/performance.md): larger batches fall out of the cache, and
+# a batch dimension that may be smaller costs nothing against a fixed one.
+BATCH_SIZE = 4
 
 
 class OpenVinoBackend:
@@ -68,8 +69,9 @@ def load(bundle: Bundle, *, threads: int) -> OpenVinoBackend:
             "CPU",
             {
                 props.inference_num_threads: threads,
-                props.num_streams: 1,
-                props.hint.performance_mode: props.hint.PerformanceMode.LATENCY,
+                # A stream for each core or so: with one stream over several cores they meet at
+                # each layer, and whichever waits spins while decoders could use it.
+                props.hint.performance_mode: props.hint.PerformanceMode.THROUGHPUT,
             },
         )
     except RuntimeError as error:
@@ -78,4 +80,5 @@ def load(bundle: Bundle, *, threads: int) -> OpenVinoBackend:
     shape = compiled.output(bundle.output_name).partial_shape
     if shape[1].get_length() != bundle.classes:
         raise BackendError(f"{path} has {shape[1]} outputs, its manifest says {bundle.classes}")
-    return OpenVinoBackend(compiled, streams=1)
+    streams = int(compiled.get_property(props.optimal_number_of_infer_requests))
+    return OpenVinoBackend(compiled, streams)

@@ -1,0 +1,103 @@
+"""`python -m wuwan_worker.stages`: how fast each stage is alone, with all cores to itself.
+
+Decoding and inference share the cores, so with perfect overlap and no other work the throughput
+is limited to ``1 / (1 / decode + 1 / inference)``, both in images a second over all cores. `wuwan
+bench` compares itself with that.
+
+Images come on standard input as blobs (`wuwan_worker.bridge`), so it works in a container that
+sees no files. The answer is one JSON object on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wuwan_worker import backends, bundle, cores, decode
+from wuwan_worker.bridge import read_blob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from wuwan_worker.backends import Backend
+    from wuwan_worker.bundle import InputSpec
+
+
+def rate(threads: int, seconds: float, step: Callable[[int], int]) -> tuple[float, float]:
+    """Images a second and CPU seconds an image, with `threads` threads calling `step(n)`.
+
+    `step` returns how many images it has done.
+    """
+    done = [0] * threads
+    begin, cpu = time.perf_counter(), time.process_time()
+    end = begin + seconds
+
+    def work(number: int) -> None:
+        turn = number
+        while time.perf_counter() < end:
+            done[number] += step(turn)
+            turn += threads
+
+    team = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for thread in team:
+        thread.start()
+    for thread in team:
+        thread.join()
+    images = sum(done)
+    elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
+    return images / elapsed, used / max(1, images)
+
+
+def measure(
+    images: Sequence[int], spec: InputSpec, backend: Backend, threads: int, seconds: float
+) -> dict[str, float]:
+    """Rates of decoding and inference alone, in turns, medians of three."""
+    shape = (backend.batch_size, spec.size, spec.size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)  # zeros may run faster
+
+    def decode_one(turn: int) -> int:
+        decode.decode(images[turn % len(images)], spec)
+        return 1
+
+    def infer_one(_turn: int) -> int:
+        backend.infer(pixels)
+        return len(pixels)
+
+    rounds = [
+        (*rate(threads, seconds, decode_one), *rate(backend.streams, seconds, infer_one))
+        for _ in range(3)
+    ]
+    medians = [sorted(column)[1] for column in zip(*rounds, strict=True)]
+    return dict(zip(("decode", "decode_core_s", "infer", "infer_core_s"), medians, strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what comes on standard input; the exit code."""
+    parser = argparse.ArgumentParser(prog="wuwan_worker.stages")
+    parser.add_argument("--model", default="imagenet-zh")
+    parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
+    arguments = parser.parse_args(argv)
+    images: list[int] = []
+    while (descriptor := read_blob(sys.stdin.buffer)) is not None:
+        images.append(descriptor)
+    model = bundle.load(bundle.find(arguments.model))
+    threads = cores.available()
+    backend = backends.load(arguments.backend, model, threads=threads)
+    found = measure(images, model.input, backend, threads, arguments.seconds)
+    json.dump(found | {"cores": threads, "device": backend.device}, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.flush()
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,49 @@
+"""`python -m wuwan_worker.stub --listen-fd N`: a worker that answers without looking.
+
+It speaks the whole protocol and does no work, so what is measured with it is the client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from wuwan_worker.lifecycle import Lifecycle
+from wuwan_worker.protocol import close_all
+from wuwan_worker.server import Identity, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LABEL = {"label": "无", "score": 1.0, "id": "none", "broader": []}
+
+
+def _answer(server: Server) -> None:
+    while (job := server.jobs.get()) is not None:
+        close_all((job.descriptor,))
+        item = {"id": job.id, "width": 1, "height": 1, "labels": [_LABEL]}
+        server.answer(job.client, [item])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until the TTL ends; the exit code."""
+    parser = argparse.ArgumentParser(prog="wuwan_worker.stub")
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--ttl", type=float, default=30.0)
+    arguments = parser.parse_args(argv)
+    server = Server(
+        socket.socket(fileno=arguments.listen_fd),
+        Identity(name="wuwan-stub", model="stub", fingerprint="", runner="local"),
+        Lifecycle(ttl=arguments.ttl),
+        owner=os.getuid(),
+    )
+    threading.Thread(target=_answer, args=(server,), daemon=True).start()
+    server.loaded("none", lambda: 0)
+    return server.run()
+
+
+if __name__ == "__main__":
+    os._exit(main())

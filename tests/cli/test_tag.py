@@ -1,0 +1,171 @@
+"""`wuwan tag`: records, lists, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import wuwan_runner
+
+SCHEMA = json.loads(Path(wuwan_runner.__file__).with_name("record.schema.json").read_text())
+
+
+def records(output: bytes) -> list[dict[str, Any]]:
+    """The records in `output`, each valid by the schema."""
+    assert output == b"" or output.endswith(b"\n")
+    found = [json.loads(line) for line in output.decode("utf-8").splitlines()]
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    for record in found:
+        validator.validate(record)
+    return found
+
+
+def local(*arguments: object) -> tuple[object, ...]:
+    """Arguments of a run that needs no Docker."""
+    return ("tag", "--runner", "local", *arguments)
+
+
+def test_a_directory_gives_one_record_an_image_in_order(wuwan: Any, photos: Path) -> None:
+    """Labels are Chinese and not escaped; every record fits the schema; the exit code is 0."""
+    done = wuwan(*local(photos, "--top-k", 3))
+    assert done.returncode == 0, done.stderr
+    found = records(done.stdout)
+    assert [Path(record["path"]).name for record in found] == sorted(os.listdir(photos))
+    assert all(len(record["labels"]) == 3 for record in found)
+    assert "咖啡".encode() in done.stdout
+    assert b"wuwan: 4 images in " in done.stderr
+    assert b"\r" not in done.stderr
+
+
+def test_failures_get_error_records_and_exit_code_3(
+    wuwan: Any, photos: Path, tmp_path: Path
+) -> None:
+    """One record each, a name that is not UTF-8 keeps its bytes, the good photo is tagged."""
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes((photos / "coffee.png").read_bytes())
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("not an image")
+    done = wuwan(*local(tmp_path, tmp_path / "missing.jpg"))
+    assert done.returncode == 3, done.stderr
+    found = records(done.stdout)
+    codes = {
+        Path(record["path"]).name: record["error"]["code"] for record in found if "error" in record
+    }
+    assert codes == {
+        "empty.jpg": "not_an_image",
+        "text.jpg": "not_an_image",
+        "missing.jpg": "unreadable",
+    }
+    (tagged,) = [record for record in found if "labels" in record]
+    assert tagged["labels"][0]["label"] == "意式浓缩咖啡"
+    assert tagged["path_b64"]
+    assert b"3 of 4 images failed" in done.stderr
+
+
+def test_the_environment_of_cron(wuwan: Any, photos: Path, namespace: str) -> None:
+    """No HOME, no PATH, LANG=C, standard input closed: it works, and Chinese is still UTF-8."""
+    done = wuwan(
+        *local(photos / "coffee.png"),
+        env={"LC_ALL": "C", "WUWAN_NAMESPACE": namespace},
+        preexec_fn=lambda: os.close(0),
+    )
+    assert done.returncode == 0, done.stderr
+    assert records(done.stdout)[0]["labels"][0]["label"] == "意式浓缩咖啡"
+
+
+def test_lists(wuwan: Any, photos: Path, tmp_path: Path) -> None:
+    """`-` and --files-from read lists; entries are bytes, ended by a newline or by NUL."""
+    first, second = photos / "coffee.png", photos / "rocket.jpg"
+    done = wuwan(*local("-", "-q"), input=f"{first}\n\n{second}".encode())
+    assert [record["path"] for record in records(done.stdout)] == [str(first), str(second)]
+
+    odd = tmp_path / "line\nbreak.png"
+    odd.write_bytes(first.read_bytes())
+    listed = tmp_path / "list"
+    listed.write_bytes(b"\0".join(map(os.fsencode, (odd, second))))
+    done = wuwan(*local("--files-from", listed, "-0", "-q", photos / "camera.png"))
+    assert done.returncode == 0, done.stderr
+    assert [record["path"] for record in records(done.stdout)] == [
+        str(photos / "camera.png"),
+        str(odd),
+        str(second),
+    ]
+    assert done.stderr == b""
+
+
+def test_which_files_are_taken(wuwan: Any, photos: Path, tmp_path: Path) -> None:
+    """--include, --exclude, --no-recursive and --hidden choose among a directory's files."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    image = (photos / "rocket.jpg").read_bytes()
+    for path in (tmp_path / "a.jpg", tmp_path / "b.data", tmp_path / ".c.jpg", inner / "d.jpg"):
+        path.write_bytes(image)
+
+    def names(*options: str) -> list[str]:
+        done = wuwan(*local(tmp_path, "--top-k", 1, "-q", *options))
+        assert done.returncode == 0, done.stderr
+        return [Path(record["path"]).name for record in records(done.stdout)]
+
+    assert names() == ["a.jpg", "d.jpg"]
+    assert names("--no-recursive", "--hidden") == [".c.jpg", "a.jpg"]
+    assert names("--include", "*.data", "--include", "d.*") == ["b.data", "d.jpg"]
+    assert names("--exclude", "inner") == ["a.jpg"]
+
+
+def test_nothing_found_is_no_error(wuwan: Any, tmp_path: Path) -> None:
+    """An empty directory gives no record, and exit code 0."""
+    done = wuwan(*local(tmp_path))
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"no images found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("-", "-"),
+        ("x", "-0"),
+        ("x", "--files-from", "/nonexistent/list"),
+        ("x", "--top-k", "0"),
+        ("x", "--min-score", "2"),
+        ("x", "--min-score", "nan"),
+        ("x", "--batch-size", "33"),
+        ("x", "--ttl", "-1"),
+        ("x", "--ttl", "inf"),
+        ("x", "--workers", "0"),
+        ("x", "--gpus", "some"),
+        ("x", "--runner", "cloud"),
+        ("x", "--memory", "lots"),
+        ("x", "--progress", "loud"),
+        ("x", "--no-such-option"),
+        ("x", "-o", "/"),
+    ],
+)
+def test_usage_errors_exit_with_2(wuwan: Any, arguments: tuple[str, ...]) -> None:
+    """Wrong arguments are found before any work, and nothing goes to standard output."""
+    done = wuwan("tag", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == b""
+    assert done.stderr
+
+
+def test_an_unknown_model_exits_with_4(wuwan: Any, photos: Path) -> None:
+    """No worker can be had: one line, and what to do."""
+    done = wuwan(*local(photos, "--model", "nope"))
+    assert done.returncode == 4
+    assert done.stdout == b""
+    assert done.stderr.startswith(b"wuwan: no model named 'nope'")
+    assert b"\n  hint: " in done.stderr
+
+
+@pytest.mark.docker
+def test_docker_gives_what_local_gives(wuwan: Any, photos: Path, docker_image: str) -> None:
+    """The same labels and scores from a container."""
+    docker = wuwan("tag", "--runner", "docker", "--image", docker_image, photos)
+    assert docker.returncode == 0, docker.stderr
+    assert records(docker.stdout) == records(wuwan(*local(photos)).stdout)

@@ -1,0 +1,167 @@
+"""Measurements of the real program, as processes: what `wuwan bench` runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wuwan_runner import address, daemon, fleet, launchers
+from wuwan_runner.address import Address
+from wuwan_runner.errors import EngineError, WuwanError
+from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_worker.bridge import BLOB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PROGRAM = (sys.executable, "-m", "wuwan_cli")
+_TIMEOUT = 3600.0  # seconds for one run
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of `wuwan tag`, seen from outside."""
+
+    first: float  # seconds from the start of the process to the first record
+    last: float  # … to the last record
+    total: float  # … to the end of the process
+    records: int
+    peak_memory: int  # of the process, bytes
+
+    @property
+    def rate(self) -> float:
+        """Images a second between the first and the last record."""
+        return (self.records - 1) / (self.last - self.first) if self.records > 1 else 0.0
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """A namespace of its own: nobody else's workers are found, and none of ours is left."""
+    before = os.environ.get(address.NAMESPACE_VARIABLE)
+    os.environ[address.NAMESPACE_VARIABLE] = f"wuwan-bench-{secrets.token_hex(4)}"
+    try:
+        yield
+    finally:
+        stop_all()
+        if before is None:
+            del os.environ[address.NAMESPACE_VARIABLE]
+        else:
+            os.environ[address.NAMESPACE_VARIABLE] = before
+
+
+def stop_all() -> None:
+    """End this namespace's workers."""
+    timeouts = Timeouts()
+    for member in fleet.members(timeouts):
+        fleet.stop(member, timeouts, drain=10.0)
+
+
+def tag(arguments: Sequence[str], paths: Sequence[str] | None = None) -> Run:
+    """Run `wuwan tag`, with a list of paths on its standard input if one is given.
+
+    Raises:
+        WuwanError: if it fails; its own message is on stderr.
+    """
+    with tempfile.TemporaryFile() as listed:
+        if paths is not None:
+            arguments = [*arguments, "--files-from", "-", "-0"]
+            listed.write("\0".join(paths).encode("utf-8", "surrogateescape"))
+            listed.seek(0)
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [*PROGRAM, "tag", "--progress", "none", *arguments],
+            stdin=listed,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None  # noqa: S101  # for the type checker
+        first = last = 0.0
+        records = 0
+        # Read as it comes, and count lines: parsing would take the cores that are measured.
+        with process.stdout as stdout:
+            while data := os.read(stdout.fileno(), 1 << 20):
+                last = time.perf_counter()
+                first = first or last
+                records += data.count(b"\n")
+        _, status, usage = os.wait4(process.pid, 0)
+        total = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 3):
+        raise WuwanError(f"wuwan tag failed with exit code {process.returncode}")
+    return Run(first - begin, last - begin, total, records, usage.ru_maxrss * 1024)
+
+
+def start_up(arguments: Sequence[str], repeats: int) -> float:
+    """Seconds that `wuwan ARGUMENTS…` takes, median."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        subprocess.run([*PROGRAM, *arguments], stdout=subprocess.DEVNULL, check=True, timeout=60)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def stages(
+    photos: Sequence[str], runner: str, spec: WorkerSpec, seconds: float
+) -> dict[str, float]:
+    """What `wuwan_worker.stages` says of these photos, in the environment of that runner.
+
+    Raises:
+        EngineError: if it cannot be run there.
+    """
+    command = [sys.executable, "-m", "wuwan_worker.stages"]
+    if runner == "docker":
+        image = daemon.image_reference(spec.image)
+        command = ["docker", "run", "-i", "--rm", "--network=none", image, "python", *command[1:]]
+    command += [f"--model={spec.model}", f"--seconds={seconds}"]
+    blobs = bytearray()
+    for photo in photos:
+        data = Path(photo).read_bytes()
+        blobs += BLOB.pack(len(data)) + data
+    done = subprocess.run(command, input=blobs, capture_output=True, timeout=_TIMEOUT, check=False)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise EngineError(f"the stages cannot be measured: {lines[-1] if lines else '?'}")
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def stub_worker(spec: WorkerSpec) -> Iterator[None]:
+    """A worker that answers at once, where `wuwan tag --runner local` looks for one."""
+    place = Address(launchers.get("local").key(spec), "0")
+    listener = address.listen(place)
+    if listener is None:
+        raise EngineError(f"the name {place.name[1:]} is taken")
+    with listener:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wuwan_worker.stub", f"--listen-fd={listener.fileno()}"],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def linked_tree(root: Path, photos: Sequence[str], count: int, per_directory: int = 1000) -> None:
+    """`count` links to a few photos, in directories of a thousand."""
+    for number in range(count):
+        directory = root / f"{number // per_directory:06d}"
+        if number % per_directory == 0:
+            directory.mkdir()
+        target = photos[number % len(photos)]
+        os.symlink(target, f"{directory}/{number:08d}.jpg")
