@@ -25,6 +25,7 @@ VERBS = {
     "stop": Verb("wuwan_cli.stop", "End workers in good order."),
     "logs": Verb("wuwan_cli.logs", "Show a worker's last log lines."),
     "image": Verb("wuwan_cli.image", "Build the container image."),
+    "bench": Verb("wuwan_cli.bench", "Measure speed and memory, and the distance to the limit."),
     "doctor": Verb("wuwan_cli.doctor", "Say what works here, and what to do about the rest."),
 }
 
