@@ -354,10 +354,10 @@ def faulty_local(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def _build(name: str, dockerfile: str, files: Sequence[Path] = ()) -> str:
     context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w") as archive:
+    with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for path in files:
             member = archive.gettarinfo(str(path), path.name)
-            member.mode = 0o644
+            member.mode, member.mtime = 0o644, 0  # so that the layer is found in the cache
             with path.open("rb") as content:
                 archive.addfile(member, content)
         entry = tarfile.TarInfo("Dockerfile")
@@ -379,7 +379,7 @@ def fault_image(docker_image: str) -> str:
 
 @pytest.fixture(scope="session")
 def fault_image_with(fault_image: str) -> Callable[..., str]:
-    """`fault_image_with(WUWAN_FAULT_…=…, entrypoint=[…])`: that image with more faults; its name."""
+    """`fault_image_with(WUWAN_FAULT_…=…, entrypoint=[…])`: that image, with more; its name."""
     made: dict[str, str] = {}
 
     def make(entrypoint: Sequence[str] = (), **environment: str) -> str:

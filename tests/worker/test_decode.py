@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -575,9 +576,6 @@ def test_damaged_files_are_pictures_or_item_errors(seed: bytes, data: st.DataObj
     content = bytearray(seed)
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(ItemError):
         found = _decode(bytes(content), exact=data.draw(st.booleans()))
-    except ItemError as error:
-        assert str(error)
-    else:
         assert found.pixels.shape == (SPEC.size, SPEC.size, 3)
