@@ -12,6 +12,7 @@ found without doubt and the others get their labels.
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import time
 from collections import deque
@@ -96,6 +97,7 @@ class Dispatch:
         self._found = found
         self._staffing = staff
         self._options = options
+        self._model = os.path.basename(options.spec.model)  # the worker knows better
         self._selector = selectors.DefaultSelector()
         self._connections: list[Connection] = []
         self._exhausted = False
@@ -176,9 +178,7 @@ class Dispatch:
                 self._fail(item, error.failure)
 
     def _fail(self, item: Item, failure: ItemFailure) -> None:
-        self._records[item.seq] = Record(
-            path=item.path, model=self._options.spec.model, error=failure
-        )
+        self._records[item.seq] = Record(path=item.path, model=self._model, error=failure)
 
     def _take_ready(self) -> list[Record]:
         batch = []
@@ -284,6 +284,7 @@ class Dispatch:
             case Welcome():
                 self._races = 0
                 connection.greeted(message)
+                self._model = message.model
                 if not message.readable:
                     reason = "the worker cannot read the files that it is handed"
                     self._no_descriptors(connection, reason)
@@ -318,7 +319,7 @@ class Dispatch:
                 self._lost(connection, "an answer to nothing that was asked", None)
                 return
             connection.answered += 1
-            record = from_item(item.path, self._options.spec.model, result)
+            record = from_item(item.path, self._model, result)
             self._records[item.seq] = record
             if record.error is None:
                 self._losses = 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import daemon
 from wuwan_runner.address import namespace
-from wuwan_runner.connection import Connection
+from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.control import Control
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as containers
@@ -73,7 +73,9 @@ class RemoteWorkers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         link = Link(self._options, name, theirs, slot=slot, key=self._key, private=private)
         connection = Connection(ours, slot, private, self._options.timeouts, link)
-        connection.greet(self._options)
+        # A start that has failed already says why when its end is read.
+        with contextlib.suppress(ConnectionLostError):
+            connection.greet(self._options)
         return connection
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import address, daemon, eviction, launchers
 from wuwan_runner.address import Address
-from wuwan_runner.connection import Connection
+from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launch import Launch
 
@@ -137,5 +137,11 @@ class Workers:
         return self._connection(Connection(sock, slot, private, self._options.timeouts, launch))
 
     def _connection(self, connection: Connection) -> Connection:
-        connection.greet(self._options)
+        try:
+            connection.greet(self._options)
+        except ConnectionLostError:
+            # A start that has failed already says why when its end is read.
+            if connection.launch is None:
+                connection.close()
+                raise
         return connection

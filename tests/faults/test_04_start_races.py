@@ -1,0 +1,103 @@
+"""Fault 4: several clients start the same worker at once (docker-py 3312, llama-swap 220).
+
+Names collide, two models are loaded where one was wanted, or a client finds a container that is
+being removed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from typing import Any
+
+import pytest
+
+CHANNELS = pytest.mark.parametrize("channel", ["socket", "exec"])
+
+
+def _on_a_barrier(tools: Any, albums: list[Any], *arguments: object) -> None:
+    """Runs that have come up and wait for their list of paths get it at the same moment."""
+    runs = [
+        tools.start("tag", "--files-from", "-", *arguments, stdin=subprocess.PIPE) for _ in albums
+    ]
+    time.sleep(1.0 + 0.2 * len(runs))
+    assert all(run.running for run in runs)
+    assert not tools.inventory.containers()
+    lists = [("\n".join(album.paths) + "\n").encode() for album in albums]
+    for run, paths in zip(runs, lists, strict=True):
+        run.process.stdin.write(paths)
+        run.process.stdin.close()
+        run.process.stdin = None
+    for run, album in zip(runs, albums, strict=True):
+        code, output, messages = run.finish(90)
+        assert code == 0, messages
+        album.check(tools.parsed(output), tools.expected)
+
+
+@pytest.mark.docker
+@CHANNELS
+@pytest.mark.parametrize("count", [2, 8])
+def test_one_container_for_all(
+    tools: Any, docker_image: str, created: Any, channel: str, count: int
+) -> None:
+    albums = [tools.album(6) for _ in range(count)]
+    _on_a_barrier(
+        *(tools, albums, "--runner", "docker", "--image", docker_image),
+        *("--channel", channel, "--ttl", 5),
+    )
+    assert len(created.names()) == 1
+
+
+def test_one_local_process_for_all(tools: Any, wuwan: Any, parsed: Any) -> None:
+    albums = [tools.album(6) for _ in range(8)]
+    _on_a_barrier(tools, albums, "--runner", "local", "--ttl", 5)
+    assert len(tools.inventory.processes()) == 1
+
+
+@pytest.mark.docker
+@CHANNELS
+@pytest.mark.parametrize("way", ["stop", "rm"])
+def test_removed_while_it_is_started_again(
+    tools: Any, wuwan: Any, docker_image: str, channel: str, way: str
+) -> None:
+    """Clients that come while the worker is drained, killed or being removed are served."""
+    over = threading.Event()
+    removed: list[str] = []
+
+    def remove() -> None:
+        while not over.wait(0.4):
+            for name in tools.inventory.containers():
+                if way == "rm":
+                    tools.docker("rm", "-f", name, check=False)
+                    removed.append(name)
+            if way == "stop":
+                # Those of the exec channel are found only if the daemon is elsewhere.
+                if channel == "exec":
+                    for name in tools.inventory.containers():
+                        tools.docker("kill", "--signal", "TERM", name, check=False)
+                        removed.append(name)
+                else:
+                    done = wuwan("stop", "--all", timeout=60)
+                    removed.extend(done.stdout.decode().split())
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    try:
+        for _ in range(3):
+            albums = [tools.album(8), tools.album(8)]
+            runs = [
+                tools.start(
+                    *("tag", album.root, "--runner", "docker", "--image", docker_image),
+                    *("--channel", channel, "--ttl", 5),
+                )
+                for album in albums
+            ]
+            for run, album in zip(runs, albums, strict=True):
+                code, output, messages = run.finish(60)
+                assert code == 0, messages
+                album.check(tools.parsed(output), tools.expected)
+    finally:
+        over.set()
+        thread.join(60)
+    assert removed

@@ -1,0 +1,149 @@
+"""Fault 8: a worker that stops answering in the middle of a batch (nvidia-docker 1553)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.mark.parametrize("channel", ["socket", "exec"])
+@pytest.mark.parametrize("origin", ["started-by-this-run", "warm"])
+def test_paused_worker_is_replaced(
+    tools: Any, wuwan: Any, fault_image_with: Any, created: Any, channel: str, origin: str
+) -> None:
+    image = fault_image_with(WUWAN_FAULT_DECODE="0.3")
+    album = tools.album(8)
+    worker = ("--runner", "docker", "--image", image, "--channel", channel, "--ttl", 2)
+    if origin == "warm":
+        assert wuwan("warm", *worker[:-1], 20).returncode == 0
+    run = tools.start("tag", album.root, *worker, "--batch-size", 1, "--timeout", 2)
+    written = run.lines(2)
+    (name,) = tools.inventory.containers()
+    tools.docker("pause", name)
+    paused = time.monotonic()
+    code, rest, messages = run.finish(60)
+    # 2 s, and 1 s for each of the images that it had.
+    assert time.monotonic() - paused < 2 + 8 + 20
+    assert code == 0, messages
+    album.check(tools.parsed(written + rest), tools.expected)
+    assert "gave no answer" in messages
+    assert name not in tools.inventory.containers()
+    assert len(created.names()) == 2
+
+
+class _NoRemoval:
+    """A way to the real daemon on which containers can be neither removed nor killed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen(64)
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                daemon.connect("/var/run/docker.sock")
+                self._open += [client, daemon]
+                threading.Thread(target=self._requests, args=(client, daemon), daemon=True).start()
+                threading.Thread(target=self._copy, args=(daemon, client), daemon=True).start()
+
+    def _requests(self, client: socket.socket, daemon: socket.socket) -> None:
+        body = b'{"message":"driver failed to remove: device or resource busy"}'
+        head = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\n"
+        refusal = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                if data.startswith(b"DELETE /"):
+                    client.sendall(refusal)
+                else:
+                    daemon.sendall(data)
+        with contextlib.suppress(OSError):
+            daemon.shutdown(socket.SHUT_WR)
+
+    @staticmethod
+    def _copy(daemon: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := daemon.recv(65536):
+                client.sendall(data)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for sock in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+@pytest.fixture
+def no_removal() -> Iterator[_NoRemoval]:
+    with tempfile.TemporaryDirectory(prefix="wuwan-faults-") as directory:
+        proxy = _NoRemoval(os.path.join(directory, "docker.sock"))
+        yield proxy
+        proxy.close()
+
+
+@pytest.mark.skipif(
+    bool(os.environ.get("DOCKER_HOST")) or not Path("/var/run/docker.sock").exists(),
+    reason="the daemon is not at its usual socket",
+)
+def test_leftover_that_cannot_be_removed_is_named(
+    tools: Any, fault_image_with: Any, no_removal: _NoRemoval
+) -> None:
+    image = fault_image_with(WUWAN_FAULT_DECODE="0.3")
+    album = tools.album(8)
+    run = tools.start(
+        *("tag", album.root, "--runner", "docker", "--image", image, "--channel", "socket"),
+        *("--ttl", 2, "--batch-size", 1, "--timeout", 2),
+        env=os.environ | {"DOCKER_HOST": f"unix://{no_removal.path}"},
+    )
+    written = run.lines(2)
+    (name,) = tools.inventory.containers()
+    tools.docker("pause", name)
+    # It is thawed when its removal is tried. Frozen again, it is as stuck as it gets.
+    over = threading.Event()
+
+    def keep_frozen() -> None:
+        while not over.wait(0.05):
+            subprocess.run(
+                ["docker", "pause", name],  # noqa: S607
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
+
+    thread = threading.Thread(target=keep_frozen)
+    thread.start()
+    try:
+        code, rest, messages = run.finish(60)
+    finally:
+        over.set()
+        thread.join(30)
+    try:
+        assert code == 0, messages
+        album.check(tools.parsed(written + rest), tools.expected)
+        assert f"docker rm -f {name}" in messages
+        assert "device or resource busy" in messages
+        assert name in tools.inventory.containers()
+    finally:
+        tools.docker("unpause", name, check=False)
+        tools.docker("rm", "-f", name)
