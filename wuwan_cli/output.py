@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import select
 import stat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from wuwan_runner.errors import LockedError, UsageError, WuwanError
+from wuwan_runner.records import VERSION, path_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 PARTIAL = ".partial"
-_CREATE = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_CREATE = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class ClosedPipe(Exception):  # noqa: N818  # no error: the reader has had enough
@@ -34,7 +36,16 @@ class Sink(Protocol):
     """Takes records."""
 
     written: int
-    """Records that have left this process."""
+    """Records that are in the output, those of an earlier run among them."""
+    failed_before: int
+    """Error records among those of an earlier run."""
+
+    def has(self, path: str) -> bool:
+        """Whether the next record is in the output already, and is that of this input.
+
+        Called with each input in order until it says no.
+        """
+        ...
 
     def write(self, records: Sequence[Record]) -> None:
         """Write and flush them, in order."""
@@ -54,36 +65,39 @@ class Sink(Protocol):
 
 
 @contextlib.contextmanager
-def opened(target: str | None) -> Iterator[Sink]:
-    """The sink for `--output`.
+def opened(target: str | None, *, resume: bool = False) -> Iterator[Sink]:
+    """The sink for `--output`; with `resume` it goes on with what an earlier run has left.
 
     Raises:
         LockedError: if another run writes to the same file.
         OutputError: if it cannot be written.
         UsageError: if it is a directory.
     """
-    sink = _open(target)
+    sink = _open(target, resume=resume)
     try:
         yield sink
     finally:
         sink.close()
 
 
-def _open(target: str | None) -> Sink:
-    if target is None or target in _STDOUT_NAMES:
+def _open(target: str | None, *, resume: bool) -> Sink:
+    streams = target is None or target in _STDOUT_NAMES
+    if resume and (streams or (target and os.path.exists(target) and not os.path.isfile(target))):
+        raise UsageError("--resume needs --output with a regular file")
+    if target is None or streams:
         return StreamSink(1, "standard output")
     with _explained(target):
         try:
             mode = os.stat(target).st_mode
         except FileNotFoundError:
-            return FileSink(target)
+            return FileSink(target, resume=resume)
         if stat.S_ISDIR(mode):
             raise UsageError(f"--output {target} is a directory")
         # Devices and FIFOs are written as they are, and so is a file named by way of a descriptor:
         # it cannot be renamed to.
         if not stat.S_ISREG(mode) or target.startswith(("/dev/", "/proc/")):
             return StreamSink(os.open(target, os.O_WRONLY | os.O_CLOEXEC), target)
-        return FileSink(target)
+        return FileSink(target, resume=resume)
 
 
 class StreamSink:
@@ -91,8 +105,14 @@ class StreamSink:
 
     def __init__(self, descriptor: int, name: str) -> None:
         self.written = 0
+        self.failed_before = 0
         self._descriptor = descriptor
         self._name = name
+
+    def has(self, path: str) -> bool:
+        """Nothing that has been read back."""
+        del path
+        return False
 
     def write(self, records: Sequence[Record]) -> None:
         """See `Sink.write`."""
@@ -123,16 +143,46 @@ class FileSink:
     one file of a known name that the next run takes over.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, resume: bool) -> None:
         self.written = 0
+        self.failed_before = 0
         self._target = os.path.realpath(target)  # a link stays a link
         self._partial = self._target + PARTIAL
+        self._good = 0  # bytes of whole records that belong to this run's inputs
+        self._old: BinaryIO | None = None
         with _explained(target):
             self._descriptor = self._lock()
-            os.ftruncate(self._descriptor, 0)
+            if resume:
+                self._old = os.fdopen(os.dup(self._descriptor), "rb")
+            else:
+                os.ftruncate(self._descriptor, 0)
             with contextlib.suppress(OSError):  # the file is new, or its mode cannot be had
                 mode = stat.S_IMODE(os.stat(self._target).st_mode)
                 os.fchmod(self._descriptor, mode)
+
+    def has(self, path: str) -> bool:
+        """See `Sink.has`. A torn or foreign record ends what is taken over."""
+        if self._old is None:
+            return False
+        line = self._old.readline()
+        record = _parsed(line)
+        fields = path_fields(path)
+        if record is None or {key: record.get(key) for key in fields} != fields:
+            self._drop_rest()
+            return False
+        self._good += len(line)
+        self.written += 1
+        self.failed_before += "error" in record
+        return True
+
+    def _drop_rest(self) -> None:
+        """Cut off what an earlier run has left after the records that were taken over."""
+        if self._old is not None:
+            self._old.close()
+            self._old = None
+            with _explained(self._target):
+                os.ftruncate(self._descriptor, self._good)
+                os.lseek(self._descriptor, self._good, os.SEEK_SET)
 
     def _lock(self) -> int:
         while True:
@@ -155,17 +205,20 @@ class FileSink:
 
     def write(self, records: Sequence[Record]) -> None:
         """See `Sink.write`."""
+        self._drop_rest()
         try:
             with _explained(self._target):
-                _write(self._descriptor, records)
+                self._good += _write(self._descriptor, records)
         except OutputError:
-            # A half line, on a full disk: nothing to keep.
-            self._remove()
+            # On a full disk half a line may have been written.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._good)
             raise
         self.written += len(records)
 
     def commit(self) -> None:
         """See `Sink.commit`."""
+        self._drop_rest()
         with _explained(self._target):
             os.fsync(self._descriptor)
             os.rename(self._partial, self._target)
@@ -180,15 +233,16 @@ class FileSink:
         if not self.written:
             self._remove()
             return ""
-        return f"{_records(self.written)} kept in {self._partial}"
+        return f"{_records(self.written)} kept in {self._partial}; --resume goes on from there"
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
             os.unlink(self._partial)
-        self.written = 0
 
     def close(self) -> None:
         """See `Sink.close`."""
+        if self._old is not None:
+            self._old.close()
         os.close(self._descriptor)
 
 
@@ -203,15 +257,29 @@ def _same_file(descriptor: int, path: str) -> bool:
         return False
 
 
-def _write(descriptor: int, records: Sequence[Record]) -> None:
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record in a line, or None if the line is torn or holds something else."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.get("v") == VERSION else None
+
+
+def _write(descriptor: int, records: Sequence[Record]) -> int:
+    """Write whole lines; how many bytes that were."""
     # JSON has an escape for what UTF-8 cannot encode, and it is the one that Python writes.
     lines = "".join(f"{record.to_json()}\n" for record in records)
-    data = memoryview(lines.encode("utf-8", "backslashreplace"))
+    encoded = lines.encode("utf-8", "backslashreplace")
+    data = memoryview(encoded)
     while data:
         try:
             data = data[os.write(descriptor, data) :]
         except BlockingIOError:  # whoever shares the pipe made it non-blocking
             select.select([], [descriptor], [])
+    return len(encoded)
 
 
 @contextlib.contextmanager

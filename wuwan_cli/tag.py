@@ -112,6 +112,13 @@ def tag(
     hidden: Annotated[
         bool, typer.Option("--hidden", help="In directories, take names that begin with a dot.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with what an interrupted run with the same --output has finished.",
+        ),
+    ] = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="The reference preprocessing: slower, hardly different.")
     ] = False,
@@ -156,7 +163,7 @@ def tag(
         timeouts=Timeouts(batch=timeout),
     )
     inputs = Inputs.of(paths or (), files_from, null=null)
-    raise typer.Exit(_run(options, inputs, output, progress, ctx.obj, quiet=quiet))
+    raise typer.Exit(_run(options, inputs, output, progress, ctx.obj, quiet=quiet, resume=resume))
 
 
 def _run(
@@ -167,6 +174,7 @@ def _run(
     signals: Signals,
     *,
     quiet: bool,
+    resume: bool,
 ) -> int:
     """Tag everything; the exit code."""
     from wuwan_cli.boundary import say
@@ -180,12 +188,12 @@ def _run(
         return None if paths is None else discover(paths, options.selection)
 
     progress = Progress(resolve(mode), quiet=quiet, countable=countable)
-    with opened(target) as sink:
+    with opened(target, resume=resume) as sink:
         try:
             with (
                 progress,
                 Tagger(options, notify=progress.notify) as tagger,
-                contextlib.closing(tagger.tag_batches(inputs)) as batches,
+                contextlib.closing(tagger.tag_batches(inputs, done=sink.has)) as batches,
             ):
                 for records in batches:
                     with signals.shield():
@@ -194,14 +202,14 @@ def _run(
             sink.commit()
         except ClosedPipe:
             sink.abandon()
-            return _code(progress.failed)
+            return _code(progress.failed + sink.failed_before)
         except BaseException as error:
             fate = sink.abandon()
             if fate and (not quiet or not isinstance(error, KeyboardInterrupt)):
                 say(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'ended'}: {fate}")
             raise
     progress.summarize()
-    return _code(progress.failed)
+    return _code(progress.failed + sink.failed_before)
 
 
 def _code(failed: int) -> int:

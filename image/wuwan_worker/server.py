@@ -304,7 +304,7 @@ class Server:
         draining = self._listener is None
         match message:
             case Images() | End() if draining:
-                # Nothing more is taken; the client finds what Done does not count elsewhere a home.
+                # Nothing more is taken; what Done does not count, the client takes elsewhere.
                 frame.close()
             case Images():
                 self._take(client, message, frame.descriptors)
@@ -516,11 +516,13 @@ class Server:
 
     def _flush_all(self) -> None:
         """Give clients a last chance to read what was written for them."""
+        self._selector.unregister(self._wake)
+        for client in list(self._clients.values()):
+            self._close_when_written(client)
         deadline = time.monotonic() + LINGER
-        while any(c.outgoing for c in self._clients.values()) and time.monotonic() < deadline:
-            for key, mask in self._selector.select(deadline - time.monotonic()):
-                if mask & selectors.EVENT_WRITE:
-                    key.data(selectors.EVENT_WRITE)
+        while self._clients and (left := deadline - time.monotonic()) > 0:
+            for key, mask in self._selector.select(left):
+                key.data(mask)
 
 
 def _resident() -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from wuwan_runner import checks
 from wuwan_runner.checks import Check, Outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NO_DAEMON = {"DOCKER_HOST": "tcp://127.0.0.1:9"}
 

@@ -37,7 +37,7 @@ def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 
 # More than a worker takes at a time: then records come although the list has no end yet.
-MANY = 600
+MANY = 200
 
 
 def feed(process: subprocess.Popen[bytes], photo: Path, count: int) -> None:
