@@ -80,8 +80,13 @@ def opened(target: str | None, *, resume: bool = False) -> Iterator[Sink]:
         sink.close()
 
 
+def is_stdout(target: str | None) -> bool:
+    """Whether that `--output` means standard output."""
+    return target is None or target in _STDOUT_NAMES
+
+
 def _open(target: str | None, *, resume: bool) -> Sink:
-    streams = target is None or target in _STDOUT_NAMES
+    streams = is_stdout(target)
     if resume and (streams or (target and os.path.exists(target) and not os.path.isfile(target))):
         raise UsageError("--resume needs --output with a regular file")
     if target is None or streams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ class Mode(enum.StrEnum):
     NONE = "none"
 
 
-def resolve(mode: Mode) -> Mode:
+def resolve(mode: Mode, *, records_on_stdout: bool) -> Mode:
     """What `auto` means here.
 
     A bar is redrawn, so it needs a terminal of its own: neither a log file nor the terminal that
@@ -38,15 +39,9 @@ def resolve(mode: Mode) -> Mode:
     """
     if mode is not Mode.AUTO:
         return mode
-    if not _is_terminal(2):
+    if not os.isatty(2):
         return Mode.PLAIN
-    return Mode.NONE if _is_terminal(1) else Mode.BAR
-
-
-def _is_terminal(descriptor: int) -> bool:
-    import os
-
-    return os.isatty(descriptor)
+    return Mode.NONE if records_on_stdout and os.isatty(1) else Mode.BAR
 
 
 class Progress:

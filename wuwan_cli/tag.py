@@ -178,7 +178,7 @@ def _run(
 ) -> int:
     """Tag everything; the exit code."""
     from wuwan_cli.boundary import say
-    from wuwan_cli.output import ClosedPipe, opened
+    from wuwan_cli.output import ClosedPipe, is_stdout, opened
     from wuwan_cli.progress import Progress, resolve
     from wuwan_runner import Tagger
     from wuwan_runner.discover import discover
@@ -187,7 +187,8 @@ def _run(
         paths = inputs.again()
         return None if paths is None else discover(paths, options.selection)
 
-    progress = Progress(resolve(mode), quiet=quiet, countable=countable)
+    shown = resolve(mode, records_on_stdout=is_stdout(target))
+    progress = Progress(shown, quiet=quiet, countable=countable)
     with opened(target, resume=resume) as sink:
         try:
             with (

@@ -118,11 +118,14 @@ def load(root: Path) -> Bundle:
         raise BundleError(f"{manifest} is not valid TOML: {error}") from None
     except KeyError as error:
         raise BundleError(f"{manifest} lacks {error}") from None
-    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest}: {error}") from None
 
 
 def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
+    for table in ("backends", "input", "output", "files"):
+        if not isinstance(content[table], dict):
+            raise TypeError(f"[{table}] must be a table")
     shape, output = content["input"], content["output"]
     mean, std = (tuple(map(float, shape[key])) for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:

@@ -396,9 +396,9 @@ class Server:
     def _answered(self, client_id: int, items: list[dict[str, Any]]) -> None:
         self._images_done += len(items)
         client = self._clients.get(client_id)
-        self._lifecycle.images_done(len(items))
-        if client is None:  # it has gone; `_drop` has settled what it had queued, not these
+        if client is None:  # it has gone; `_drop` has settled what it had
             return
+        self._lifecycle.images_done(len(items))
         client.unanswered -= len(items)
         client.answered += len(items)
         if client.closing:  # it was turned away
@@ -492,9 +492,10 @@ class Server:
         self._selector.unregister(client.sock)
         client.sock.close()
         client.decoder.close()
-        forgotten = self.jobs.discard(client.id)
-        protocol.close_all(job.descriptor for job in forgotten)
-        self._lifecycle.images_done(len(forgotten))
+        protocol.close_all(job.descriptor for job in self.jobs.discard(client.id))
+        # What decoders still have of it counts no more, either: nobody waits for the answer, and a
+        # decoder or a loading model that hangs must not keep the worker when its clients are gone.
+        self._lifecycle.images_done(client.unanswered)
         if client.tagging:
             self._lifecycle.client_left()
 

@@ -66,7 +66,11 @@ class Client:
     def __init__(self, name: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(DEADLINE)
-        self.sock.connect(name)
+        try:
+            self.sock.connect(name)
+        except BaseException:
+            self.sock.close()
+            raise
         self._decoder = FrameDecoder()
         self._messages: list[Message] = []
 

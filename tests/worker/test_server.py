@@ -6,15 +6,18 @@ engine; elsewhere it is a real worker process.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker import protocol, server
+from wuwan_worker import bundle, protocol, server
 from wuwan_worker.protocol import (
     Done,
     End,
@@ -279,14 +282,12 @@ def test_asking_is_no_work(serve: Serve, connect: Connect) -> None:
     begin = time.monotonic()
     while running.thread.is_alive():
         assert time.monotonic() - begin < 10, "asking kept it alive"
-        try:
+        with contextlib.suppress(OSError):  # the last one comes too late
             client = connect(running.name)
             client.say_hello(tagging=False)
             client.send(StatusRequest())
-            client.ended() if not client.next() else client.next()
-        except OSError:
-            continue
-        client.close()
+            client.next()
+            client.close()
     assert running.exit_code == 0
 
 
@@ -608,9 +609,11 @@ def test_questions_without_reading_the_answers(
     running.log_lines.extend(["x" * 1000] * 500)
     client = connect(running.name)
     client.hello()
-    with pytest.raises((BrokenPipeError, ConnectionResetError)):
-        for _ in range(1_000):
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while time.monotonic() < deadline:
             client.sock.sendall(protocol.encode(LogsRequest()) * 1000)
+    assert time.monotonic() < deadline
     running.wait_for(lambda: running.lifecycle.clients == 0)
 
 
@@ -760,8 +763,6 @@ def test_a_model_that_does_not_load_is_told_to_the_client(
     worker: Start, connect: Connect, tmp_path: Path
 ) -> None:
     """Clients that wait for a broken model hear that it is the model."""
-    from wuwan_worker import bundle
-
     embedded = bundle.EMBEDDED / "imagenet-zh"
     for name in (bundle.MANIFEST, bundle.LABELS):
         (tmp_path / name).write_bytes((embedded / name).read_bytes())
@@ -775,17 +776,10 @@ def test_a_model_that_does_not_load_is_told_to_the_client(
     assert process.wait() == 65
 
 
-def test_no_socket_to_listen_on(worker: Start, tmp_path: Path) -> None:
+def test_no_socket_to_listen_on(tmp_path: Path) -> None:
     """A worker without its socket says so and ends."""
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "wuwan_worker", "--name", "test"]
-    from pathlib import Path as Location
-
-    import wuwan_worker
-
-    environment = os.environ | {"PYTHONPATH": str(Location(wuwan_worker.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(bundle.EMBEDDED.parents[1])}
     for place in (["--listen-fd", "999"], ["--adopt", str(tmp_path / "nothing")]):
         done = subprocess.run(
             [*command, *place], capture_output=True, env=environment, timeout=30, check=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
 import openvino as ov
 from openvino import properties as props
 from openvino.preprocess import PrePostProcessor
@@ -12,7 +13,6 @@ from openvino.preprocess import PrePostProcessor
 from wuwan_worker.backends import BackendError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from wuwan_worker.bundle import Bundle
@@ -81,4 +81,9 @@ def load(bundle: Bundle, *, threads: int) -> OpenVinoBackend:
     if shape[1].get_length() != bundle.classes:
         raise BackendError(f"{path} has {shape[1]} outputs, its manifest says {bundle.classes}")
     streams = int(compiled.get_property(props.optimal_number_of_infer_requests))
-    return OpenVinoBackend(compiled, streams)
+    backend = OpenVinoBackend(compiled, streams)
+    # The first inference belongs to one thread: OpenVINO's bindings fill C++ statics in it while
+    # they let go of the interpreter lock, and two threads in there at once wait for each other
+    # forever, one with the lock and one with the static (FAULTS row 8).
+    backend.infer(np.zeros((1, size, size, 3), np.uint8))
+    return backend

@@ -6,6 +6,7 @@ an order to the decoder::
     FAULT:segfault        the process dies as a crashing codec dies
     FAULT:exit            the process ends in the middle of it
     FAULT:sleep:SECONDS   the decoder hangs that long, outside of Python's control
+    FAULT:freeze:SECONDS  the same with the interpreter's lock held: the whole worker stands still
     FAULT:hungry          memory is taken until the kernel says no
 
 and by the environment::
@@ -52,6 +53,8 @@ def _obey(order: str) -> None:
         os._exit(9)
     elif kind == "sleep":
         ctypes.CDLL(None).usleep(int(float(detail) * 1e6))
+    elif kind == "freeze":
+        ctypes.PyDLL(None).usleep(int(float(detail) * 1e6))
     elif kind == "hungry":
         _eat()
     elif kind == "raise":

@@ -1,0 +1,178 @@
+"""The lifecycle, with a clock that goes when it is told to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from wuwan_worker.lifecycle import Lifecycle
+from wuwan_worker.protocol import State
+
+
+@dataclass
+class Clock:
+    """Seconds that pass on demand."""
+
+    time: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of the test's worker."""
+    return Clock()
+
+
+@pytest.fixture
+def life(clock: Clock) -> Lifecycle:
+    """A worker with a TTL of 10 s and a grace of 30 s, loaded."""
+    life = Lifecycle(ttl=10.0, grace=30.0, now=clock)
+    life.loaded()
+    return life
+
+
+def test_states_follow_what_happens(clock: Clock) -> None:
+    """Starting, ready, busy, ready, draining."""
+    life = Lifecycle(ttl=10.0, now=clock)
+    assert life.state == State.STARTING
+    life.client_came(None)
+    life.images_came(2)
+    assert life.state == State.STARTING
+    life.loaded()
+    assert life.state == State.BUSY
+    life.images_done(1)
+    assert life.state == State.BUSY
+    life.images_done(1)
+    assert life.state == State.READY
+    life.drain()
+    assert life.state == State.DRAINING
+
+
+def test_the_ttl_counts_from_the_last_client(life: Lifecycle, clock: Clock) -> None:
+    """A worker lives for its TTL after its last client has left."""
+    life.client_came(None)
+    clock.time += 100
+    life.client_left()
+    clock.time += 9.9
+    assert not life.over
+    assert life.ttl_left == pytest.approx(0.1)
+    clock.time += 0.2
+    assert life.over
+
+
+def test_the_ttl_counts_from_the_last_completion(life: Lifecycle, clock: Clock) -> None:
+    """What a vanished client has left in inference counts until it is done."""
+    life.client_came(None)
+    life.images_came(1)
+    life.client_left()
+    clock.time += 100
+    assert not life.over
+    life.images_done(1)
+    clock.time += 9.9
+    assert not life.over
+    clock.time += 0.2
+    assert life.over
+
+
+def test_never_with_a_client_present(life: Lifecycle, clock: Clock) -> None:
+    """A client that is there, even without images, keeps the worker."""
+    life.client_came(None)
+    life.client_came(None)
+    life.client_left()
+    clock.time += 10_000
+    assert (life.over, life.idle, life.idle_for, life.ttl_left) == (False, False, None, None)
+
+
+def test_nothing_answered_is_no_completion(life: Lifecycle, clock: Clock) -> None:
+    """Somebody who leaves without an image of theirs waiting does not renew the TTL."""
+    life.client_came(None)
+    life.client_left()
+    clock.time += 6
+    life.images_done(0)
+    assert life.idle_for == 6
+    clock.time += 4
+    assert life.over
+
+
+def test_grace_is_for_a_worker_that_nobody_came_to(life: Lifecycle, clock: Clock) -> None:
+    """Before its first client a worker waits for the longer of grace and TTL."""
+    clock.time += 29
+    assert not life.over
+    clock.time += 1
+    assert life.over
+
+
+def test_a_long_ttl_is_longer_than_the_grace(clock: Clock) -> None:
+    """A worker that is to be kept warm is kept without a client, too."""
+    life = Lifecycle(ttl=100.0, grace=30.0, now=clock)
+    clock.time += 99
+    assert not life.over
+    clock.time += 1
+    assert life.over
+
+
+def test_loading_is_not_idling(clock: Clock) -> None:
+    """A model that takes long to load has its whole TTL afterwards."""
+    life = Lifecycle(ttl=10.0, grace=30.0, now=clock)
+    life.client_came(None)
+    life.client_left()
+    clock.time += 8
+    life.loaded()
+    clock.time += 8
+    assert not life.over
+
+
+def test_the_newest_client_sets_the_ttl(life: Lifecycle, clock: Clock) -> None:
+    """A client without a TTL leaves it; one with a TTL sets it for all."""
+    life.client_came(3.0)
+    life.client_came(50.0)
+    life.client_came(None)
+    for _ in range(3):
+        life.client_left()
+    assert life.ttl_left == 50
+    life.client_came(0.0)
+    life.client_left()
+    assert life.over
+
+
+def test_no_ttl_still_serves(clock: Clock) -> None:
+    """With a TTL of 0 a client and its images are served all the same."""
+    life = Lifecycle(ttl=0.0, grace=30.0, now=clock)
+    assert not life.over
+    life.client_came(None)
+    life.images_came(1)
+    assert not life.over
+    life.images_done(1)
+    assert not life.over
+    life.client_left()
+    assert life.over
+
+
+def test_a_ttl_without_end(life: Lifecycle, clock: Clock) -> None:
+    """Infinity is a TTL."""
+    life.client_came(math.inf)
+    life.client_left()
+    clock.time += 1e12
+    assert not life.over
+    assert life.ttl_left == math.inf
+
+
+def test_draining_ends_with_the_last_answer(life: Lifecycle) -> None:
+    """A draining worker waits for what it has received, and for no client."""
+    life.client_came(None)
+    life.images_came(2)
+    life.drain()
+    assert not life.over
+    life.images_done(2)
+    assert life.over
+
+
+def test_draining_without_work_is_over(life: Lifecycle) -> None:
+    """Nothing received, nothing to wait for."""
+    life.client_came(None)
+    life.drain()
+    assert life.over
