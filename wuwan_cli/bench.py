@@ -117,7 +117,8 @@ def _photos(directory: Path | None, scratch: Path) -> list[str]:
 
     if directory is None:
         return _generated(scratch)
-    found = [os.path.abspath(entry.path) for entry in discover([str(directory)], Selection())]
+    entries = discover([str(directory)], Selection())
+    found = [os.path.abspath(entry.path) for entry in entries if entry is not None]
     if not found:
         raise UsageError(f"{directory} holds no images")
     return found

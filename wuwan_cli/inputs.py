@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,8 +51,8 @@ class Inputs:
                 raise UsageError(f"cannot read the list {files_from}: {error}") from None
         return cls(tuple(paths), files_from, b"\0" if null else b"\n", descriptor)
 
-    def __iter__(self) -> Iterator[str]:
-        """The paths, each as soon as it has been read."""
+    def __iter__(self) -> Iterator[str | None]:
+        """The paths, each as soon as it has been read; None while a list has none to give."""
         for path in self.paths:
             if path == STDIN:
                 yield from read_list(0, self.separator)
@@ -60,7 +61,7 @@ class Inputs:
         if self.list_descriptor is not None:
             yield from read_list(self.list_descriptor, self.separator)
 
-    def again(self) -> Iterator[str] | None:
+    def again(self) -> Iterator[str | None] | None:
         """The same paths a second time, for counting; None where a list can be read only once."""
         if STDIN in self.paths or self.files_from == STDIN:
             return None
@@ -70,7 +71,7 @@ class Inputs:
             return None
         return self._again()
 
-    def _again(self) -> Iterator[str]:
+    def _again(self) -> Iterator[str | None]:
         yield from self.paths
         assert self.files_from is not None  # noqa: S101  # `again` has looked
         descriptor = os.open(self.files_from, os.O_RDONLY | os.O_CLOEXEC)
@@ -80,15 +81,23 @@ class Inputs:
             os.close(descriptor)
 
 
-def read_list(descriptor: int, separator: bytes) -> Iterator[str]:
-    """The non-empty entries of a list, byte for byte as file names are, without waiting for more.
+def read_list(descriptor: int, separator: bytes) -> Iterator[str | None]:
+    """The non-empty entries of a list, byte for byte as file names are.
+
+    Where there is nothing to read yet, as in a pipe whose writer is slow, None is given instead of
+    waiting, so that answers to what was read before can be written.
 
     Raises:
         UsageError: if it cannot be read.
     """
     rest = b""
     try:
-        while chunk := os.read(descriptor, _CHUNK):
+        while True:
+            while not select.select([descriptor], [], [], 0)[0]:
+                yield None
+            chunk = os.read(descriptor, _CHUNK)
+            if not chunk:
+                break
             *entries, rest = (rest + chunk).split(separator)
             for entry in entries:
                 if entry:

@@ -54,8 +54,11 @@ class Ranking:
         count = min(top_k, len(scores))
         if count <= 0:
             return []
-        best = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-        best = best[np.lexsort((best, -scores[best]))]
+        # All that may be among the best: equal scores are common in bf16, and which of them come
+        # first must not depend on how many are asked for.
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        best = np.flatnonzero(scores >= least)
+        best = best[np.argsort(-scores[best], kind="stable")][:count]
         return [
             {
                 "label": label.label,

@@ -93,6 +93,8 @@ def post_mortem(client: docker.DockerClient, name: str) -> str:
     )
     for event in events:
         action = str(event.get("Action", ""))
+        if action == "start":  # a container of that name that came after the last one's end
+            oom, code = False, ""
         oom = oom or action == "oom"
         if action == "die":
             code = str(event.get("Actor", {}).get("Attributes", {}).get("exitCode", ""))

@@ -48,13 +48,18 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return (*key, (2, 0, name))
 
 
-def discover(paths: Iterable[str], selection: Selection) -> Iterator[Found]:
+def discover(paths: Iterable[str | None], selection: Selection) -> Iterator[Found | None]:
     """The images under `paths`, in the order of `paths`, directories in natural order.
+
+    None among the paths stands for "nothing at the moment", and is passed on.
 
     A directory is read when its turn comes, so a huge tree costs one directory's names at a time.
     Symbolic links are followed; a link back to a directory above itself is skipped.
     """
     for path in paths:
+        if path is None:
+            yield None
+            continue
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:

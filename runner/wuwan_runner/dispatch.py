@@ -58,6 +58,8 @@ SUSPECT_AFTER = 2
 # A warm worker may end between our connecting and its accepting; each time another is found or
 # started. More often than this in a row is no coincidence.
 MAX_RACES = 100
+# Seconds until a source that had nothing is asked again.
+_POLL = 0.02
 _TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
 
 
@@ -85,7 +87,7 @@ class Dispatch:
     """The state of one run."""
 
     def __init__(
-        self, found: Iterator[Found], staff: Callable[[bool], Staff], options: TagOptions
+        self, found: Iterator[Found | None], staff: Callable[[bool], Staff], options: TagOptions
     ) -> None:
         """
         Args:
@@ -101,6 +103,7 @@ class Dispatch:
         self._selector = selectors.DefaultSelector()
         self._connections: list[Connection] = []
         self._exhausted = False
+        self._starved = False  # the source has nothing at the moment
         self._next = 0  # the next input's number
         self._emitted = 0
         self._records: dict[int, Record] = {}
@@ -163,9 +166,13 @@ class Dispatch:
             elif self._exhausted or self._next - self._emitted >= WINDOW:
                 return
             else:
-                found = next(self._found, None)
-                if found is None:
+                try:
+                    found = next(self._found)
+                except StopIteration:
                     self._exhausted = True
+                    return
+                self._starved = found is None
+                if found is None:
                     return
                 item = Item(self._next, found.path)
                 self._next += 1
@@ -257,9 +264,12 @@ class Dispatch:
 
     def _wait(self) -> None:
         """Wait for a worker's answer, or for the first deadline."""
-        if not self._connections or self._emitted in self._records:
+        if self._emitted in self._records or not (self._connections or self._starved):
             return
-        deadline = min(connection.deadline for connection in self._connections)
+        deadlines = [connection.deadline for connection in self._connections]
+        if self._starved:
+            deadlines.append(time.monotonic() + _POLL)
+        deadline = min(deadlines)
         timeout = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
         for key, _ in self._selector.select(timeout):
             self._read(key.data)
@@ -367,8 +377,13 @@ class Dispatch:
             self._slot_offset += self._workers.count
             self._workers.notify(f"{error} ({error.hint})")
         if connection.welcome is None:
-            report = connection.launch.error if connection.launch else None
-            raise report or EngineError(
+            if connection.launch is None:
+                # Somebody else's; nothing is known of it but the name that it keeps.
+                self._slot_offset += self._workers.count
+                self._remove(connection)
+                self._count_race()
+                return
+            raise connection.launch.error or EngineError(
                 f"{name} did not come up within {self._options.timeouts.start:.0f} s",
                 hint="`wuwan doctor` checks what it needs",
             )

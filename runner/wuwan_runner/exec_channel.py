@@ -40,6 +40,9 @@ LISTEN_NAME = "wuwan-worker"  # in the container's own network namespace
 _STREAM = struct.Struct(">BxxxL")  # Docker's multiplexed stream: kind, length
 _STDOUT = 1
 _AGAIN = 0.1
+# How often one client starts a container that ends before its worker is up: the first time somebody
+# may have removed it.
+_STARTS = 2
 _JOIN = 5.0
 _CHUNK = 1024 * 1024
 
@@ -123,6 +126,8 @@ class Link:
         self._closing = threading.Event()
         self._stream: Any = None
         self._stderr = bytearray()
+        self._starts = 0  # containers that were started here
+        self._log: containers.LogTail | None = None  # of the last of them
         self._thread = threading.Thread(target=self._run, name="exec-channel", daemon=True)
         self._thread.start()
 
@@ -174,6 +179,8 @@ class Link:
             self._sock.close()
             if self._stream is not None:
                 self._stream.close()
+            if self._log is not None:
+                self._log.close()
 
     # ------------------------------------------------------------ the container
 
@@ -184,12 +191,8 @@ class Link:
         deadline = time.monotonic() + self._options.timeouts.start
         while time.monotonic() < deadline and not self._closing.is_set():
             try:
-                self.warm = self._running(client)
-                if not self.warm:
-                    if not self._may_create:
-                        raise EngineError(f"there is no container {self._name}")
-                    self._create(client)
-                if self._listening(client):
+                if self._up(client) and self._listening(client):
+                    self.warm = not self._starts
                     return self._bridge(client)
             except docker.errors.NotFound as error:
                 if isinstance(error, docker.errors.ImageNotFound):
@@ -199,22 +202,55 @@ class Link:
                 if error.status_code != 409:
                     raise
             time.sleep(_AGAIN)
+        if self._starts and self._closing.is_set():
+            # We go before we have come, and perhaps nobody else comes. A client that is there by
+            # now finds another worker, as after `wuwan stop`.
+            with contextlib.suppress(docker.errors.APIError):
+                client.api.kill(self._name, "SIGTERM")
         raise EngineError(
             f"the worker {self._name} did not come up within {self._options.timeouts.start:.0f} s",
             hint=f"docker logs {self._name}",
         )
 
-    def _running(self, client: Any) -> bool:
+    def _up(self, client: Any) -> bool:
+        """Whether the container runs; if it is not there, it is started."""
+        state = self._state(client)
+        if not self._may_create:
+            if not state:
+                raise EngineError(f"there is no container {self._name}")
+        elif not state:
+            if self._starts == _STARTS:
+                raise self._half_start(client)
+            self._starts += 1
+            self._create(client)
+        elif state == "created":
+            # Its creator is about to start it, or died before it could; twice does no harm.
+            client.api.start(self._name)
+        elif state in ("exited", "dead"):  # it should have removed itself
+            client.api.remove_container(self._name, force=True, v=True)
+            return False
+        return True
+
+    def _half_start(self, client: Any) -> EngineError:
+        reason = daemon.post_mortem(client, self._name)
+        last_words = self._log.ended(_JOIN) if self._log else ""
+        text = f"the container ended before its worker was up: {reason}\n{last_words}"
+        return EngineError(
+            text.rstrip().removesuffix(":"),
+            hint="is the image from this version? `wuwan image build` makes it anew",
+        )
+
+    def _state(self, client: Any) -> str:
+        """As `docker ps` shows it; "" if there is no such container."""
         import docker.errors
 
         try:
-            state = client.api.inspect_container(self._name)["State"]
+            return str(client.api.inspect_container(self._name)["State"]["Status"])
         except docker.errors.NotFound:
-            return False
-        return bool(state["Running"]) and not state.get("Dead")
+            return ""
 
     def _create(self, client: Any) -> None:
-        containers.create(
+        container = containers.create(
             client,
             self._options.spec,
             self._name,
@@ -223,11 +259,15 @@ class Link:
             ttl=self._ttl,
             key=self._key,
         )
+        if self._log is not None:
+            self._log.close()
+        self._log = containers.LogTail()
         try:
-            client.api.start(self._name)
+            self._log.follow(client, container)
+            client.api.start(container)
         except BaseException:
             with contextlib.suppress(Exception):
-                client.api.remove_container(self._name, force=True, v=True)
+                client.api.remove_container(container, force=True, v=True)
             raise
 
     def _listening(self, client: Any) -> bool:

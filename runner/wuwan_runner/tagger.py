@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -14,9 +13,10 @@ from wuwan_runner.options import TagOptions
 from wuwan_runner.workers import Workers, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
+    from wuwan_runner.discover import Found
     from wuwan_runner.dispatch import Staff
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.records import Record
@@ -29,6 +29,18 @@ def _ignore(_message: str) -> None:
 
 def _never(_path: str) -> bool:
     return False
+
+
+def _remaining(
+    found: Iterator[Found | None], done: Callable[[str], bool]
+) -> Iterator[Found | None]:
+    skipping = True
+    for entry in found:
+        if entry is not None:
+            skipping = skipping and done(entry.path)
+            if skipping:
+                continue
+        yield entry
 
 
 class Tagger:
@@ -62,7 +74,7 @@ class Tagger:
 
     def tag_batches(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[str | os.PathLike[str] | None],
         done: Callable[[str], bool] = _never,
     ) -> Generator[list[Record], None, None]:
         """The same, as many records at a time as become available together.
@@ -70,7 +82,8 @@ class Tagger:
         Inputs are taken lazily. Nothing is started if there is no image to tag.
 
         Args:
-            paths: images and directories.
+            paths: images and directories; None for "nothing at the moment", so that a source
+                that grows slowly holds up no record.
             done: called with each input's path, in order, until it first says no; the inputs
                 before that one are left out. So an interrupted run is taken up again.
 
@@ -78,8 +91,8 @@ class Tagger:
             EngineError: if no worker can be had, or none that lives.
             UsageError: if the options do not make sense.
         """
-        found = discover((os.fspath(path) for path in paths), self._options.selection)
-        found = itertools.dropwhile(lambda entry: done(entry.path), found)
+        named = (None if path is None else os.fspath(path) for path in paths)
+        found = _remaining(discover(named, self._options.selection), done)
         with closing(Dispatch(found, self._staff, self._options).run()) as batches:
             yield from batches
 

@@ -42,7 +42,7 @@ _LOG_LINES = 20
 class DockerStarted:
     """A container that this process has started."""
 
-    def __init__(self, name: str, timeouts: Timeouts, log: _LogTail) -> None:
+    def __init__(self, name: str, timeouts: Timeouts, log: LogTail) -> None:
         self.name = name
         self._timeouts = timeouts
         self._log = log
@@ -110,7 +110,7 @@ class DockerLauncher:
                 key=self.key(spec),
                 boot=path,
             )
-            log = _LogTail()
+            log = LogTail()
             try:
                 log.follow(client, container)
                 client.api.start(container)
@@ -234,7 +234,7 @@ def _boot_socket() -> Iterator[tuple[socket.socket, Path]]:
 def _hand_over(
     boot: socket.socket,
     listener: socket.socket,
-    log: _LogTail,
+    log: LogTail,
     timeout: float,
     cancelled: threading.Event,
 ) -> None:
@@ -285,7 +285,7 @@ def remove(name: str, timeouts: Timeouts) -> None:
         ) from None
 
 
-class _LogTail:
+class LogTail:
     """The last lines of a container's output, followed from before its start.
 
     A container that removes itself takes its log with it, so it is read while it runs.
