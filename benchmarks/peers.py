@@ -141,7 +141,7 @@ def main() -> None:
     import onnxruntime
 
     model = load_torch()
-    session = onnxruntime.InferenceSession(str(MODEL.weights("openvino")))
+    session = onnxruntime.InferenceSession(str(MODEL.weights("onnx")))
     ways: dict[str, Callable[[], float]] = {
         "torch": lambda: run_torch(model, paths[: len(paths) // 4]),
         "dataloader": lambda: run_dataloader(model, paths[: max(64, len(paths) // 4)]),

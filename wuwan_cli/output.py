@@ -236,7 +236,9 @@ class FileSink:
     def abandon(self) -> str:
         """See `Sink.abandon`."""
         if not self.written:
-            self._remove()
+            # A run that was to be resumed and ended before its first input has lost nothing yet.
+            if self._old is None or os.fstat(self._descriptor).st_size == 0:
+                self._remove()
             return ""
         return f"{_records(self.written)} kept in {self._partial}; --resume goes on from there"
 

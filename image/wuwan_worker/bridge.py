@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from wuwan_worker import protocol
@@ -28,7 +30,8 @@ BLOB = struct.Struct("!Q")
 # The worker refuses larger files; a blob this long comes from a broken client.
 MAX_BLOB = 1024 * 1024 * 1024
 _CHUNK = 1024 * 1024
-_CONNECT_TIMEOUT = 10.0  # seconds
+_CONNECT_TIMEOUT = 60.0  # seconds; the worker may be starting just now
+_AGAIN = 0.02
 
 
 def _exactly(source: BinaryIO, size: int) -> bytes:
@@ -99,17 +102,32 @@ def outward(worker: socket.socket, write: Callable[[memoryview], int]) -> None:
             view = view[write(view) :]
 
 
+def connect(name: str, source: int) -> socket.socket:
+    """A connection to the worker, which may not listen yet. Waits no longer than `source` lasts."""
+    deadline = time.monotonic() + _CONNECT_TIMEOUT
+    hung_up = select.poll()
+    hung_up.register(source, 0)
+    while True:
+        worker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            worker.connect(f"\0{name}")
+        except OSError:
+            worker.close()
+            if time.monotonic() > deadline or hung_up.poll(0):
+                raise
+            time.sleep(_AGAIN)
+        else:
+            return worker
+
+
 def main(arguments: Sequence[str]) -> int:
     """Bridge until one side ends; the exit code."""
     (name,) = arguments
-    worker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    worker.settimeout(_CONNECT_TIMEOUT)
     try:
-        worker.connect(f"\0{name}")
+        worker = connect(name, sys.stdin.fileno())
     except OSError as error:
         sys.stderr.write(f"no worker at {name}: {error}\n")
         return 1
-    worker.settimeout(None)
 
     def copy_out() -> None:
         with contextlib.suppress(OSError):

@@ -120,6 +120,12 @@ class Engine:
                 item = {"id": job.id, "error": {"code": str(error.code), "message": str(error)}}
                 self._answer(job.client, [item])
                 continue
+            except BaseException as error:
+                # A decoder that ends in silence would leave its image without an answer, and the
+                # worker with one decoder less. So the worker goes; the client finds the culprit.
+                log.exception("decoding failed")
+                self._failed(error)
+                return
             finally:
                 close_all((job.descriptor,))
             with self._changed:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wuwan_runner.errors import EngineError
+    from wuwan_runner.launchers.base import Ending
     from wuwan_runner.options import TagOptions, Timeouts
 
 # unix(7): more descriptors are under way than RLIMIT_NOFILE allows; receivers make room in no time.
@@ -35,8 +36,8 @@ class Backing(Protocol):
     error: EngineError | None
     """Why it could not be started."""
 
-    def report(self) -> str:
-        """Why the worker ended and its last log lines; "" if that is not known."""
+    def report(self) -> Ending:
+        """How the worker ended, with its last log lines; empty if that is not known."""
         ...
 
     def kill(self) -> None:

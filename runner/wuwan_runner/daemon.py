@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.errors import EngineError
+from wuwan_runner.launchers.base import Ending
 from wuwan_worker import __version__
 
 if TYPE_CHECKING:
@@ -80,27 +81,32 @@ def is_remote() -> bool:
     return bool(host) and not host.startswith("unix://")
 
 
-def post_mortem(client: docker.DockerClient, name: str) -> str:
-    """Why a container ended, in a few words; "" if the daemon does not know.
+def post_mortem(client: docker.DockerClient, name: str) -> Ending:
+    """How a container ended; empty if the daemon does not know, or it has not.
 
     A container that removes itself leaves nothing to inspect, but the daemon remembers its last
     events.
     """
     now = time.time()
-    oom, code = False, ""
+    oom, killed, code = False, False, ""
     events = client.api.events(
         since=int(now - 3600), until=int(now) + 1, filters={"container": name}, decode=True
     )
     for event in events:
         action = str(event.get("Action", ""))
         if action == "start":  # a container of that name that came after the last one's end
-            oom, code = False, ""
+            oom, killed, code = False, False, ""
         oom = oom or action == "oom"
+        killed = killed or action == "kill"
         if action == "die":
             code = str(event.get("Actor", {}).get("Attributes", {}).get("exitCode", ""))
-    if oom or code == "137":  # 128 + SIGKILL: the kernel's, unless somebody else killed it
-        return "likely out of memory (exit code 137); see --memory"
-    return f"exit code {code}" if code else ""
+    if not code:
+        return Ending()
+    if oom or (code == "137" and not killed):  # 128 + SIGKILL, and it was not the daemon's
+        return Ending("likely out of memory (exit code 137); see --memory")
+    if killed:
+        return Ending(f"stopped or removed by somebody (exit code {code})", by_hand=True)
+    return Ending(f"exit code {code}", in_order=code == "0")
 
 
 def unreachable(error: Exception) -> EngineError:

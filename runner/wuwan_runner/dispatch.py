@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from wuwan_runner.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.discover import OpenError, open_image
-from wuwan_runner.errors import EngineError, NoSharedFilesError
+from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError
+from wuwan_runner.launchers.base import Ending
 from wuwan_runner.records import ItemFailure, Record, from_item
 from wuwan_worker import protocol
 from wuwan_worker.protocol import (
@@ -396,14 +397,19 @@ class Dispatch:
             self._no_descriptors(connection, str(launch.error))
             return
         self._remove(connection, release=False)
-        report = launch.report() if launch is not None and code != ErrorCode.TIMEOUT else ""
+        ending = launch.report() if launch is not None and code != ErrorCode.TIMEOUT else Ending()
+        report = str(ending)
         if launch is not None:
             launch.release()
+            if isinstance(launch.error, EndedByHandError):
+                self._count_race()
+                return
             if launch.error is not None:
                 raise launch.error
         if connection.welcome is None:
-            if launch is None or launch.warm:
-                self._count_race()  # it reached the end of its TTL; another will be found
+            if launch is None or launch.warm or ending.in_order or ending.by_hand:
+                # It reached the end of its TTL, or somebody stopped it; another will be found.
+                self._count_race()
                 return
             raise EngineError(
                 f"the worker ended before it was up: {report or reason}",
@@ -411,6 +417,9 @@ class Dispatch:
             )
         items = [item for item, _ in connection.outstanding.values()]
         if connection.private and not connection.ready:
+            if ending.by_hand:
+                self._count_race()
+                return
             raise EngineError(
                 f"the worker ended while it loaded the model: {report or reason}",
                 hint="it may need more memory: see --memory",
@@ -426,8 +435,10 @@ class Dispatch:
         if code != ErrorCode.TIMEOUT:
             self._workers.notify(f"{name} was lost ({_first_line(report) or reason})")
         for item in items:
-            item.attempts += 1
-            if connection.private:
+            item.attempts += not ending.by_hand  # then it is not the image's fault
+            if connection.private and ending.by_hand:
+                self._suspects.append(item)
+            elif connection.private:
                 message = f"the worker died on this image: {_first_line(report) or reason}"
                 if code == ErrorCode.TIMEOUT:
                     message = f"the worker hung on this image: {reason}"

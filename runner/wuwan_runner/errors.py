@@ -40,6 +40,10 @@ class EngineError(WuwanError):
     exit_code = ExitCode.ENGINE
 
 
+class EndedByHandError(EngineError):
+    """Somebody ended the worker while it was starting; another one can be started."""
+
+
 class NoSharedFilesError(EngineError):
     """Descriptors cannot be passed to the daemon's containers; the exec channel still can."""
 

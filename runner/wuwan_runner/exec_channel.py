@@ -25,6 +25,7 @@ from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.control import Control
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as containers
+from wuwan_runner.launchers.base import Ending
 from wuwan_runner.options import TagOptions
 from wuwan_worker import protocol
 from wuwan_worker.bridge import BLOB
@@ -40,9 +41,6 @@ LISTEN_NAME = "wuwan-worker"  # in the container's own network namespace
 _STREAM = struct.Struct(">BxxxL")  # Docker's multiplexed stream: kind, length
 _STDOUT = 1
 _AGAIN = 0.1
-# How often one client starts a container that ends before its worker is up: the first time somebody
-# may have removed it.
-_STARTS = 2
 _JOIN = 5.0
 _CHUNK = 1024 * 1024
 
@@ -125,18 +123,19 @@ class Link:
         self._ttl = 0.0 if private else options.ttl
         self._closing = threading.Event()
         self._stream: Any = None
+        self._file: Any = None  # docker-py's wrapper of the stream
         self._stderr = bytearray()
-        self._starts = 0  # containers that were started here
-        self._log: containers.LogTail | None = None  # of the last of them
+        self._log: containers.LogTail | None = None  # of the container, if it was started here
         self._thread = threading.Thread(target=self._run, name="exec-channel", daemon=True)
         self._thread.start()
 
-    def report(self) -> str:
-        """What is known of why the worker ended."""
+    def report(self) -> Ending:
+        """How the worker ended; empty if that is not known."""
+        ending = Ending()
         with contextlib.suppress(EngineError), daemon.connected(self._timeout) as client:
-            if reason := daemon.post_mortem(client, self._name):
-                return reason
-        return self._stderr.decode(errors="replace").strip()
+            ending = daemon.post_mortem(client, self._name)
+        log = self._log.ended(0.0) if self._log is not None and ending.reason else ""
+        return ending.with_log(log or self._stderr.decode(errors="replace").strip())
 
     def kill(self) -> None:
         """Remove the container. Raises EngineError if that cannot be done."""
@@ -179,6 +178,8 @@ class Link:
             self._sock.close()
             if self._stream is not None:
                 self._stream.close()
+                # The descriptor stays open until the wrapper is closed, too.
+                self._file.close()
             if self._log is not None:
                 self._log.close()
 
@@ -191,18 +192,18 @@ class Link:
         deadline = time.monotonic() + self._options.timeouts.start
         while time.monotonic() < deadline and not self._closing.is_set():
             try:
-                if self._up(client) and self._listening(client):
-                    self.warm = not self._starts
+                if self._up(client):
+                    self.warm = self._log is None
                     return self._bridge(client)
             except docker.errors.NotFound as error:
                 if isinstance(error, docker.errors.ImageNotFound):
                     raise
             except docker.errors.APIError as error:
                 # 409: somebody else creates it, or the old one of that name is being removed.
-                if error.status_code != 409:
+                if error.status_code != 409 and "is not running" not in str(error):
                     raise
             time.sleep(_AGAIN)
-        if self._starts and self._closing.is_set():
+        if self._log is not None and self._closing.is_set():
             # We go before we have come, and perhaps nobody else comes. A client that is there by
             # now finds another worker, as after `wuwan stop`.
             with contextlib.suppress(docker.errors.APIError):
@@ -219,9 +220,9 @@ class Link:
             if not state:
                 raise EngineError(f"there is no container {self._name}")
         elif not state:
-            if self._starts == _STARTS:
-                raise self._half_start(client)
-            self._starts += 1
+            if self._log is not None:  # we have started one already
+                ending = daemon.post_mortem(client, self._name).with_log(self._log.ended(_JOIN))
+                raise containers.half_start(ending)
             self._create(client)
         elif state == "created":
             # Its creator is about to start it, or died before it could; twice does no harm.
@@ -230,15 +231,6 @@ class Link:
             client.api.remove_container(self._name, force=True, v=True)
             return False
         return True
-
-    def _half_start(self, client: Any) -> EngineError:
-        reason = daemon.post_mortem(client, self._name)
-        last_words = self._log.ended(_JOIN) if self._log else ""
-        text = f"the container ended before its worker was up: {reason}\n{last_words}"
-        return EngineError(
-            text.rstrip().removesuffix(":"),
-            hint="is the image from this version? `wuwan image build` makes it anew",
-        )
 
     def _state(self, client: Any) -> str:
         """As `docker ps` shows it; "" if there is no such container."""
@@ -259,30 +251,24 @@ class Link:
             ttl=self._ttl,
             key=self._key,
         )
-        if self._log is not None:
-            self._log.close()
-        self._log = containers.LogTail()
+        log = containers.LogTail()
         try:
-            self._log.follow(client, container)
+            log.follow(client, container)
             client.api.start(container)
+            self._log = log
         except BaseException:
+            log.close()
             with contextlib.suppress(Exception):
                 client.api.remove_container(container, force=True, v=True)
             raise
 
-    def _listening(self, client: Any) -> bool:
-        """Whether the worker listens already: a look at its name, by an exec that ends at once."""
-        probe = "import sys; sys.exit('@' + sys.argv[1] not in open('/proc/net/unix').read())"
-        exec_id = client.api.exec_create(self._name, ["python", "-c", probe, LISTEN_NAME])["Id"]
-        client.api.exec_start(exec_id)
-        return bool(client.api.exec_inspect(exec_id)["ExitCode"] == 0)
-
     def _bridge(self, client: Any) -> socket.socket:
+        """The bridge waits for the worker to listen."""
         command = ["python", "-m", "wuwan_worker.bridge", LISTEN_NAME]
         exec_id = client.api.exec_create(self._name, command, stdin=True)["Id"]
-        stream = client.api.exec_start(exec_id, socket=True)
+        self._file = client.api.exec_start(exec_id, socket=True)
         # docker-py wraps the connection in a file for some transports, which reads only.
-        raw: socket.socket = getattr(stream, "_sock", stream)
+        raw: socket.socket = getattr(self._file, "_sock", self._file)
         raw.settimeout(None)  # the run has the deadlines; it hangs up
         return raw
 

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from wuwan_runner.errors import EngineError
+from wuwan_runner.launchers.base import Ending
 
 if TYPE_CHECKING:
     import socket
@@ -75,10 +76,10 @@ class Launch:
         finally:
             listener.close()
 
-    def report(self) -> str:
-        """Why the worker ended, and its last log lines; "" if that is not known."""
+    def report(self) -> Ending:
+        """How the worker ended, with its last log lines; empty if that is not known."""
         self._thread.join(_JOIN)
-        return self._started.report() if self._started else ""
+        return self._started.report() if self._started else Ending()
 
     def kill(self) -> None:
         """Stop the start, or end the worker. Raises EngineError if it cannot be ended."""

@@ -33,7 +33,7 @@ DOCKER_TIMEOUT = 30  # seconds for one call of the docker command
 
 def _docker(*arguments: str, check: bool = True, data: bytes | None = None) -> str:
     done = subprocess.run(
-        ["docker", *arguments],  # noqa: S607
+        ["docker", *arguments],
         input=data,
         capture_output=True,
         timeout=DOCKER_TIMEOUT,

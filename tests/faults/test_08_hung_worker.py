@@ -125,7 +125,7 @@ def test_leftover_that_cannot_be_removed_is_named(
     def keep_frozen() -> None:
         while not over.wait(0.05):
             subprocess.run(
-                ["docker", "pause", name],  # noqa: S607
+                ["docker", "pause", name],
                 capture_output=True,
                 timeout=30,
                 check=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -33,6 +34,7 @@ M = TypeVar("M")
 
 def _descriptors() -> list[str]:
     """What the open descriptors of this process lead to."""
+    gc.collect()  # what an earlier test has left to it
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that lists the directory
@@ -202,6 +204,13 @@ class InProcess:
         while not condition():
             assert time.monotonic() < deadline, "it never came true"
             time.sleep(0.002)
+
+    def wait_to_be(self, found: Callable[[], object], expected: object) -> None:
+        """Wait until something is as expected; say how it differs if it never is."""
+        deadline = time.monotonic() + DEADLINE
+        while found() != expected and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert found() == expected
 
     def join(self, timeout: float = DEADLINE) -> int | None:
         """Wait for the server's end; its exit code, or None if it goes on."""

@@ -239,7 +239,7 @@ def test_a_client_that_vanishes_leaves_nothing_queued(
     running.wait_for(lambda: running.lifecycle.unanswered == 0)
     os.close(job.descriptor)
     running.server.answer(job.client, [{"id": job.id}])
-    running.wait_for(lambda: descriptors() == before)
+    running.wait_to_be(descriptors, before)
     assert running.lifecycle.unanswered == 0
 
 
@@ -559,7 +559,7 @@ def test_images_out_of_place(
         client.send_images(ids, b"")
     assert _fatal(client).code == FatalCode.PROTOCOL
     client.close()
-    running.wait_for(lambda: descriptors() == before)
+    running.wait_to_be(descriptors, before)
     assert running.lifecycle.unanswered == 0
     assert len(running.server.jobs) == 0
 
@@ -583,7 +583,7 @@ def test_a_flood_of_descriptors(
         assert _fatal(client).code in (FatalCode.PROTOCOL, FatalCode.DESCRIPTORS)
         client.close()
     protocol.close_all(flood)
-    running.wait_for(lambda: descriptors() == before)
+    running.wait_to_be(descriptors, before)
 
 
 def test_a_silent_connection_is_dropped(
@@ -764,16 +764,18 @@ def test_a_model_that_does_not_load_is_told_to_the_client(
     worker: Start, connect: Connect, tmp_path: Path
 ) -> None:
     """Clients that wait for a broken model hear that it is the model."""
-    embedded = bundle.EMBEDDED / "imagenet-zh"
-    for name in (bundle.MANIFEST, bundle.LABELS):
-        (tmp_path / name).write_bytes((embedded / name).read_bytes())
-    (tmp_path / "model.onnx").write_bytes(b"no network")
+    embedded = bundle.load(bundle.find("imagenet-zh"))
+    weights = embedded.weights("openvino").name
+    for name in (bundle.MANIFEST, *embedded.files):
+        broken = name not in (bundle.MANIFEST, bundle.LABELS)
+        content = b"no network" if broken else (embedded.root / name).read_bytes()
+        (tmp_path / name).write_bytes(content)
     process = worker(model=str(tmp_path))
     client = connect(process.name)
     client.say_hello()
     fatal = _fatal(client)
     assert fatal.code == FatalCode.MODEL
-    assert "model.onnx" in fatal.message
+    assert weights in fatal.message
     assert process.wait() == 65
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -13,13 +15,32 @@ if TYPE_CHECKING:
     from wuwan_worker.protocol import Welcome
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is known of a worker's end; empty if nothing is, or it has not ended."""
+
+    reason: str = ""
+    log: str = ""
+    in_order: bool = False
+    """By its own decision: the end of its TTL, or of its draining."""
+    by_hand: bool = False
+    """By a signal that somebody sent, or by its container's removal."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n{self.log}".strip()
+
+    def with_log(self, lines: str) -> Ending:
+        """The same, and the worker's last log lines."""
+        return dataclasses.replace(self, log=lines)
+
+
 class Started(Protocol):
     """A worker that this process has started."""
 
     name: str
 
-    def report(self) -> str:
-        """Why it ended and its last log lines, for the error message; "" if it lives."""
+    def report(self) -> Ending:
+        """How it ended, with its last log lines; empty if it lives."""
         ...
 
     def kill(self) -> None:

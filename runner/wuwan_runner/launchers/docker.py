@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import address, daemon, gpus, leftovers
-from wuwan_runner.errors import EngineError, NoSharedFilesError
-from wuwan_runner.launchers.base import new_name
+from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError
+from wuwan_runner.launchers.base import Ending, new_name
 from wuwan_worker import protocol
 from wuwan_worker.protocol import Adopt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import docker
 
@@ -47,13 +47,13 @@ class DockerStarted:
         self._timeouts = timeouts
         self._log = log
 
-    def report(self) -> str:
+    def report(self) -> Ending:
         """See `Started.report`."""
         lines = self._log.ended(2.0)
-        reason = ""
+        ending = Ending()
         with contextlib.suppress(EngineError), daemon.connected(self._timeouts.docker) as client:
-            reason = daemon.post_mortem(client, self.name)
-        return f"{reason}\n{lines}".strip()
+            ending = daemon.post_mortem(client, self.name)
+        return ending.with_log(lines)
 
     def kill(self) -> None:
         """See `Started.kill`."""
@@ -114,7 +114,14 @@ class DockerLauncher:
             try:
                 log.follow(client, container)
                 client.api.start(container)
-                _hand_over(boot, listener, log, timeouts.start, cancelled)
+                _hand_over(
+                    boot,
+                    listener,
+                    log,
+                    timeouts.start,
+                    cancelled,
+                    lambda: daemon.post_mortem(client, name),
+                )
             except BaseException:
                 log.close()
                 with contextlib.suppress(Exception):
@@ -237,21 +244,24 @@ def _hand_over(
     log: LogTail,
     timeout: float,
     cancelled: threading.Event,
+    post_mortem: Callable[[], Ending],
 ) -> None:
     """Wait for the container's worker and give it the listening socket.
 
     Raises:
         EngineError: if the container ends first, or the deadline passes, or the run is cancelled.
     """
-    deadline = time.monotonic() + timeout
+    started = time.monotonic()
+    deadline = started + timeout
     while not select.select([boot], [], [], 0.05)[0]:
         if cancelled.is_set():
-            raise EngineError("the start of the worker was cancelled")
-        if log.over:
             raise EngineError(
-                f"the container ended before its worker was up\n{log.text()}".rstrip(),
+                f"the container's worker was not up after {time.monotonic() - started:.0f} s\n"
+                f"{log.text()}".rstrip(),
                 hint="is the image from this version? `wuwan image build` makes it anew",
             )
+        if log.over:
+            raise half_start(post_mortem().with_log(log.text()))
         if time.monotonic() > deadline:
             raise EngineError(
                 f"the container's worker did not come up within {timeout:.0f} s\n{log.text()}",
@@ -261,6 +271,16 @@ def _hand_over(
     with worker:
         worker.settimeout(timeout)
         protocol.send_frame(worker, Adopt(), [listener.fileno()])
+
+
+def half_start(ending: Ending) -> EngineError:
+    """The error for a container that has ended before its worker was up."""
+    if ending.by_hand:
+        return EndedByHandError(f"the container was {ending}")
+    return EngineError(
+        f"the container ended before its worker was up: {ending}".removesuffix(": "),
+        hint="is the image from this version? `wuwan image build` makes it anew",
+    )
 
 
 def remove(name: str, timeouts: Timeouts) -> None:

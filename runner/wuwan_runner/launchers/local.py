@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import address
 from wuwan_runner.errors import EngineError
-from wuwan_runner.launchers.base import new_name
+from wuwan_runner.launchers.base import Ending, new_name
 from wuwan_worker import bundle
 
 if TYPE_CHECKING:
@@ -43,17 +43,22 @@ class LocalStarted:
         self._process = process
         self._log = log
 
-    def report(self) -> str:
+    def report(self) -> Ending:
         """See `Started.report`."""
         try:
             # Its socket is closed, so it is ending; give the kernel a moment to say how.
             code = self._process.wait(timeout=2.0)
         except subprocess.TimeoutExpired:
-            return ""
+            return Ending()
         size = os.fstat(self._log).st_size
         tail = os.pread(self._log, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode(errors="replace")
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"{reason}\n{tail.strip()}"
+        return Ending(
+            reason,
+            tail.strip(),
+            in_order=code == 0,
+            by_hand=-code in (signal.SIGTERM, signal.SIGINT),
+        )
 
     def kill(self) -> None:
         """See `Started.kill`."""

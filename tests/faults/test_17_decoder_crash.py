@@ -1,0 +1,71 @@
+"""Fault 17: one file makes the decoder crash, or run for ever (any image library, sooner or later).
+
+The worker process is lost each time. The one image that does it is found, and all others, also
+those that were in the same batch, get their labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+RUNNERS = ["local", pytest.param("docker", marks=pytest.mark.docker)]
+TIMEOUT = 2  # seconds of silence, and one more for each image under way
+
+
+@pytest.fixture
+def faulty(
+    request: pytest.FixtureRequest, faulty_local: Any, runner: str
+) -> tuple[str | int, ...]:
+    """The arguments for a runner whose workers obey."""
+    if runner == "docker":
+        image = request.getfixturevalue("fault_image")
+        return ("--runner", "docker", "--image", image, "--ttl", 2)
+    faulty_local()
+    return ("--runner", "local", "--ttl", 2)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("order", ["segfault", "exit"])
+def test_crash(tools: Any, wuwan: Any, faulty: tuple[Any, ...], order: str) -> None:
+    album = tools.album(20, {5: order})
+    done = wuwan("tag", album.root, *faulty)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    assert records[5]["error"]["code"] == "worker_crashed"
+    assert "died on this image" in records[5]["error"]["message"]
+    assert b"Traceback" not in done.stderr
+
+
+def test_several_culprits(tools: Any, wuwan: Any, faulty_local: Any) -> None:
+    faulty_local()
+    album = tools.album(16, {0: "segfault", 7: "exit", 8: "raise", 15: "segfault"})
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 2)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    codes = [record["error"]["code"] for record in records if "error" in record]
+    assert codes == ["worker_crashed"] * 4
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_endless_decode(tools: Any, wuwan: Any, faulty: tuple[Any, ...]) -> None:
+    album = tools.album(12, {3: "sleep:600"})
+    done = wuwan("tag", album.root, *faulty, "--timeout", TIMEOUT)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    assert records[3]["error"]["code"] == "timeout"
+
+
+def test_decoder_that_stops_the_whole_worker(tools: Any, wuwan: Any, faulty_local: Any) -> None:
+    """Native code that keeps the interpreter's lock: the worker's I/O thread hangs with it."""
+    faulty_local()
+    album = tools.album(4, {1: "freeze:600"})
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 2, "--timeout", TIMEOUT)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    assert records[1]["error"]["code"] == "timeout"
