@@ -54,7 +54,7 @@ def discover(paths: Iterable[str | None], selection: Selection) -> Iterator[Foun
     None among the paths stands for "nothing at the moment", and is passed on.
 
     A directory is read when its turn comes, so a huge tree costs one directory's names at a time.
-    Symbolic links are followed; a link back to a directory above itself is skipped.
+    Symbolic links are followed, but to a directory only once, and never to one above itself.
     """
     for path in paths:
         if path is None:
@@ -66,40 +66,60 @@ def discover(paths: Iterable[str | None], selection: Selection) -> Iterator[Foun
             yield Found(path, _failure(error))
             continue
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk(path, selection, path, frozenset({(status.st_dev, status.st_ino)}))
+            yield from _walk(path, selection, (status.st_dev, status.st_ino))
         else:
             yield Found(path)
 
 
-def _walk(
-    directory: str, selection: Selection, root: str, above: frozenset[tuple[int, int]]
-) -> Iterator[Found]:
-    try:
-        with os.scandir(directory) as entries:
-            found = [(entry.name, _is_directory(entry)) for entry in entries]
-    except OSError as error:
-        yield Found(directory, _failure(error))
-        return
-    found.sort(key=lambda entry: natural_key(entry[0]))
-    for name, is_directory in found:
+def _walk(root: str, selection: Selection, identity: tuple[int, int]) -> Iterator[Found]:
+    # A stack of our own: trees may be deeper than Python's.
+    stack = [(root, identity, _listing(root))]
+    above = {identity}
+    linked: set[tuple[int, int]] = set()  # directories that links have led to
+    while stack:
+        directory, identity, names = stack[-1]
+        try:
+            name, is_directory, is_link = next(names)
+        except StopIteration:
+            stack.pop()
+            above.discard(identity)
+            continue
+        except OSError as error:
+            yield Found(directory, _failure(error))
+            continue
         path = os.path.join(directory, name)  # pathlib would cost more than the open
         if (name.startswith(".") and not selection.hidden) or _matches(
             path, name, root, selection.exclude
         ):
             continue
-        if is_directory:
-            if not selection.recursive:
-                continue
+        if not is_directory:
+            if _taken(path, name, root, selection):
+                yield Found(path)
+        elif selection.recursive:
             try:
                 status = os.stat(path)
             except OSError as error:
                 yield Found(path, _failure(error))
                 continue
             identity = (status.st_dev, status.st_ino)
-            if identity not in above:
-                yield from _walk(path, selection, root, above | {identity})
-        elif _taken(path, name, root, selection):
-            yield Found(path)
+            # Directories with links to each other would have as many paths as there are orders.
+            if identity not in above and not (is_link and identity in linked):
+                above.add(identity)
+                if is_link:
+                    linked.add(identity)
+                stack.append((path, identity, _listing(path)))
+
+
+def _listing(directory: str) -> Iterator[tuple[str, bool, bool]]:
+    """Names in natural order, whether each is a directory, and a link.
+
+    Raises:
+        OSError: when it is begun.
+    """
+    with os.scandir(directory) as entries:
+        found = [(entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries]
+    found.sort(key=lambda entry: natural_key(entry[0]))
+    yield from found
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

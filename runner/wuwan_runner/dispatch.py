@@ -114,7 +114,9 @@ class Dispatch:
         self._slot_offset = 0
         self._over_exec = False
         self._losses = 0  # workers lost since the last image was labelled
+        self._careful = False  # a worker was lost with images
         self._races = 0
+        self._racing_since = 0.0
 
     def run(self) -> Generator[list[Record], None, None]:
         """Records in input order, as many at a time as are ready.
@@ -225,8 +227,11 @@ class Dispatch:
         self._selector.register(connection.sock, selectors.EVENT_READ, connection)
 
     def _count_race(self) -> None:
+        now = time.monotonic()
         self._races += 1
-        if self._races > MAX_RACES:
+        self._racing_since = now if self._races == 1 else self._racing_since
+        too_long = now - self._racing_since > self._options.timeouts.start
+        if self._races > MAX_RACES or too_long:
             raise EngineError(
                 "workers end before they answer, again and again",
                 hint="use a longer --ttl; `wuwan doctor` may tell more",
@@ -237,6 +242,10 @@ class Dispatch:
         try:
             if connection.private:
                 self._fill_private(connection)
+                return
+            if self._careful and not connection.ready:
+                # Sent while the model loads, an image that hangs the worker would have all the
+                # time that loading may take.
                 return
             size = self._options.batch_size
             while (room := connection.room) > 0:
@@ -249,7 +258,10 @@ class Dispatch:
                 count = min(size, room, len(self._opened))
                 connection.send_images([self._opened.popleft() for _ in range(count)])
         except ConnectionLostError as error:
-            self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
+            # What it said before it went comes first: it may have drained in good order.
+            self._read(connection)
+            if connection in self._connections:
+                self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
 
     def _fill_private(self, connection: Connection) -> None:
         while connection.room > 0 and self._suspects:
@@ -339,7 +351,8 @@ class Dispatch:
 
     def _drained(self, connection: Connection) -> None:
         """The worker ends in good order; what it has not answered goes elsewhere."""
-        self._again.extend(item for item, _ in connection.outstanding.values())
+        waiting = self._suspects if connection.private else self._again
+        waiting.extend(item for item, _ in connection.outstanding.values())
         self._remove(connection)
 
     def _refused(self, connection: Connection, fatal: Fatal) -> None:
@@ -407,8 +420,9 @@ class Dispatch:
             if launch.error is not None:
                 raise launch.error
         if connection.welcome is None:
-            if launch is None or launch.warm or ending.in_order or ending.by_hand:
-                # It reached the end of its TTL, or somebody stopped it; another will be found.
+            ended = not ending.reason or ending.in_order or ending.by_hand
+            if launch is None or launch.warm or ended:
+                # The end of its TTL, or somebody stops it; another one will be found or started.
                 self._count_race()
                 return
             raise EngineError(
@@ -416,7 +430,8 @@ class Dispatch:
                 hint="`wuwan doctor` checks what it needs",
             )
         items = [item for item, _ in connection.outstanding.values()]
-        if connection.private and not connection.ready:
+        started_here = launch is not None and not launch.warm
+        if not connection.ready and not items and (connection.private or started_here):
             if ending.by_hand:
                 self._count_race()
                 return
@@ -424,6 +439,7 @@ class Dispatch:
                 f"the worker ended while it loaded the model: {report or reason}",
                 hint="it may need more memory: see --memory",
             )
+        self._careful = self._careful or bool(items)
         self._losses += 1
         if self._losses > self._options.max_restarts:
             raise EngineError(

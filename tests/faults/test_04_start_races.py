@@ -6,6 +6,7 @@ being removed.
 
 from __future__ import annotations
 
+import random
 import subprocess
 import threading
 import time
@@ -66,7 +67,7 @@ def test_removed_while_it_is_started_again(
     removed: list[str] = []
 
     def remove() -> None:
-        while not over.wait(0.4):
+        while not over.wait(random.uniform(0.5, 2.0)):
             for name in tools.inventory.containers():
                 if way == "rm":
                     tools.docker("rm", "-f", name, check=False)

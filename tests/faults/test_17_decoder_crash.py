@@ -63,6 +63,7 @@ def test_endless_decode(tools: Any, wuwan: Any, faulty: tuple[Any, ...]) -> None
 def test_decoder_that_stops_the_whole_worker(tools: Any, wuwan: Any, faulty_local: Any) -> None:
     """Native code that keeps the interpreter's lock: the worker's I/O thread hangs with it."""
     faulty_local()
+    assert wuwan("warm", "--runner", "local").returncode == 0
     album = tools.album(4, {1: "freeze:600"})
     done = wuwan("tag", album.root, "--runner", "local", "--ttl", 2, "--timeout", TIMEOUT)
     assert done.returncode == 3, done.stderr.decode()
