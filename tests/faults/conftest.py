@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -380,7 +381,7 @@ def fault_image(docker_image: str) -> str:
 @pytest.fixture(scope="session")
 def fault_image_with(fault_image: str) -> Callable[..., str]:
     """`fault_image_with(WUWAN_FAULT_…=…, entrypoint=[…])`: that image, with more; its name."""
-    made: dict[str, str] = {}
+    base = _docker("inspect", "--format", "{{.Id}}", fault_image)
 
     def make(entrypoint: Sequence[str] = (), **environment: str) -> str:
         lines = [f"FROM {fault_image}"]
@@ -388,9 +389,9 @@ def fault_image_with(fault_image: str) -> Callable[..., str]:
         if entrypoint:
             lines.append(f"ENTRYPOINT {json.dumps(list(entrypoint))}")
         dockerfile = "\n".join(lines) + "\n"
-        if dockerfile not in made:
-            made[dockerfile] = _build(f"{FAULT_IMAGE}:{len(made)}", dockerfile)
-        return made[dockerfile]
+        # Named for what it is: another run of the tests at the same time may build others.
+        tag = hashlib.sha256((base + dockerfile).encode()).hexdigest()[:12]
+        return _build(f"{FAULT_IMAGE}:{tag}", dockerfile)
 
     return make
 
