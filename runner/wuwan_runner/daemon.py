@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     import docker
 
+_MEMORY = 3600.0  # seconds of the past in which a container's end is looked for
+_LAST_EVENT = 2.0  # seconds an end that is under way may take
+_FRESH = 5.0  # seconds: a newer end is the one that is asked for
 DEFAULT_SOCKET = "/var/run/docker.sock"
 # Labels of our containers and images.
 LABEL_WORKER = "io.wuwan.worker"  # the worker's name
@@ -81,25 +85,42 @@ def is_remote() -> bool:
     return bool(host) and not host.startswith("unix://")
 
 
+def hang_up(stream: Any) -> None:
+    """End one of docker-py's streams."""
+    with contextlib.suppress(Exception):
+        stream.close()
+    # docker-py shuts its socket down, but leaves the descriptor to the garbage collector.
+    with contextlib.suppress(Exception):
+        stream._response.close()  # noqa: SLF001
+
+
 def post_mortem(client: docker.DockerClient, name: str) -> Ending:
-    """How a container ended; empty if the daemon does not know, or it has not.
+    """How a container ended; empty if the daemon does not know, or it goes on.
 
     A container that removes itself leaves nothing to inspect, but the daemon remembers its last
-    events.
+    events. Its end may be under way: it is waited for, a little.
     """
     now = time.time()
     oom, killed, code = False, False, ""
     events = client.api.events(
-        since=int(now - 3600), until=int(now) + 1, filters={"container": name}, decode=True
+        since=int(now - _MEMORY),
+        until=f"{now + _LAST_EVENT:.3f}",
+        filters={"container": name},
+        decode=True,
     )
-    for event in events:
-        action = str(event.get("Action", ""))
-        if action == "start":  # a container of that name that came after the last one's end
-            oom, killed, code = False, False, ""
-        oom = oom or action == "oom"
-        killed = killed or action == "kill"
-        if action == "die":
-            code = str(event.get("Actor", {}).get("Attributes", {}).get("exitCode", ""))
+    try:
+        for event in events:
+            action = str(event.get("Action", ""))
+            if action == "start":  # a container of that name that came after the last one's end
+                oom, killed, code = False, False, ""
+            oom = oom or action == "oom"
+            killed = killed or action == "kill"
+            if action == "die":
+                code = str(event.get("Actor", {}).get("Attributes", {}).get("exitCode", ""))
+                if float(event.get("time", 0)) > now - _FRESH:
+                    break
+    finally:
+        hang_up(events)
     if not code:
         return Ending()
     if oom or (code == "137" and not killed):  # 128 + SIGKILL, and it was not the daemon's

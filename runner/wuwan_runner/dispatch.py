@@ -226,14 +226,14 @@ class Dispatch:
         self._connections.append(connection)
         self._selector.register(connection.sock, selectors.EVENT_READ, connection)
 
-    def _count_race(self) -> None:
+    def _count_race(self, report: str = "") -> None:
         now = time.monotonic()
         self._races += 1
         self._racing_since = now if self._races == 1 else self._racing_since
         too_long = now - self._racing_since > self._options.timeouts.start
         if self._races > MAX_RACES or too_long:
             raise EngineError(
-                "workers end before they answer, again and again",
+                f"workers end before they answer, again and again: {report}".removesuffix(": "),
                 hint="use a longer --ttl; `wuwan doctor` may tell more",
             )
 
@@ -419,11 +419,11 @@ class Dispatch:
                 return
             if launch.error is not None:
                 raise launch.error
+        ended = not ending.reason or ending.in_order or ending.by_hand
         if connection.welcome is None:
-            ended = not ending.reason or ending.in_order or ending.by_hand
             if launch is None or launch.warm or ended:
                 # The end of its TTL, or somebody stops it; another one will be found or started.
-                self._count_race()
+                self._count_race(report or reason)
                 return
             raise EngineError(
                 f"the worker ended before it was up: {report or reason}",
@@ -432,8 +432,8 @@ class Dispatch:
         items = [item for item, _ in connection.outstanding.values()]
         started_here = launch is not None and not launch.warm
         if not connection.ready and not items and (connection.private or started_here):
-            if ending.by_hand:
-                self._count_race()
+            if ended:
+                self._count_race(report or reason)
                 return
             raise EngineError(
                 f"the worker ended while it loaded the model: {report or reason}",

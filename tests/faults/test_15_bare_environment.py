@@ -94,9 +94,7 @@ def test_output_file_and_errors(
 
 
 @pytest.mark.parametrize("redirections", ["0<&- 2>&-", "0<&- 1>&- 2>&-", "1>&-"])
-def test_other_closed_streams(
-    tools: Any, tmp_path: Path, chinese: Path, redirections: str
-) -> None:
+def test_other_closed_streams(tools: Any, tmp_path: Path, chinese: Path, redirections: str) -> None:
     """No file that the program opens becomes its "standard output"."""
     target = tmp_path / "tags.jsonl"
     arguments = ["tag", str(chinese), "--runner", "local", "--ttl", "1"]

@@ -15,9 +15,7 @@ TIMEOUT = 2  # seconds of silence, and one more for each image under way
 
 
 @pytest.fixture
-def faulty(
-    request: pytest.FixtureRequest, faulty_local: Any, runner: str
-) -> tuple[str | int, ...]:
+def faulty(request: pytest.FixtureRequest, faulty_local: Any, runner: str) -> tuple[str | int, ...]:
     """The arguments for a runner whose workers obey."""
     if runner == "docker":
         image = request.getfixturevalue("fault_image")

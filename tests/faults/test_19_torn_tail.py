@@ -58,9 +58,7 @@ def _tails(lines: list[bytes]) -> dict[str, bytes]:
     }
 
 
-def test_every_tail_is_redone(
-    wuwan: Any, target: Path, finished: tuple[Any, bytes]
-) -> None:
+def test_every_tail_is_redone(wuwan: Any, target: Path, finished: tuple[Any, bytes]) -> None:
     album, output = finished
     lines = output.splitlines(keepends=True)
     for name, tail in _tails(lines).items():
