@@ -102,9 +102,10 @@ def post_mortem(client: docker.DockerClient, name: str) -> Ending:
     """
     now = time.time()
     oom, killed, code = False, False, ""
+    until: Any = f"{now + _LAST_EVENT:.3f}"  # the daemon takes fractions, docker-py no floats
     events = client.api.events(
         since=int(now - _MEMORY),
-        until=f"{now + _LAST_EVENT:.3f}",
+        until=until,
         filters={"container": name},
         decode=True,
     )

@@ -62,6 +62,22 @@ def test_local_worker_ends(tools: Any, faulty_local: Any) -> None:
     _gone_in_time(tools, killed)
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize("channel", ["socket", "exec"])
+def test_container_that_hangs_ends(tools: Any, fault_image: str, channel: str) -> None:
+    """Work that nobody waits for any more does not keep a worker: its decoder may never return."""
+    album = tools.album(12, {4: "sleep:600"})
+    run = tools.start(
+        *("tag", album.root, "--runner", "docker", "--image", fault_image, "--ttl", TTL),
+        *("--batch-size", 1, "--channel", channel),
+    )
+    run.lines(4)
+    run.send(signal.SIGKILL)
+    killed = time.monotonic()
+    run.finish()
+    _gone_in_time(tools, killed)
+
+
 def _kill_after_lines(tools: Any, run: Any, partial: Path, count: int) -> bytes:
     """SIGKILL once that many lines are in the file; what is in it then."""
     tools.eventually(

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from wuwan_runner import Tagger, TagOptions
+from wuwan_runner import Tagger, TagOptions, daemon, exec_channel
 from wuwan_runner.errors import EngineError
+from wuwan_runner.launchers import docker as docker_launcher
+from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 
 pytestmark = pytest.mark.docker
@@ -44,6 +46,27 @@ def test_exits_at_once(
     done = wuwan(*arguments, "--image", fault_image)
     assert done.returncode == 0, done.stderr.decode()
     album.check(tools.parsed(done.stdout), tools.expected)
+
+
+def test_creator_died_before_it_could_start(
+    tools: Any, wuwan: Any, docker_image: str, created: Any
+) -> None:
+    """Over the exec channel the container's name is the lock: a dead run must not keep it."""
+    spec = WorkerSpec(image=docker_image)
+    key = DockerLauncher().key(spec)
+    name = f"{tools.inventory.namespace}-{key}-0"
+    with daemon.connected(30) as client:
+        listen = ["--listen", exec_channel.LISTEN_NAME]
+        docker_launcher.create(client, spec, name, listen, slot=0, ttl=2, key=key)
+    assert tools.inventory.containers() == [name]
+    album = tools.album(3)
+    done = wuwan(
+        *("tag", album.root, "--runner", "docker", "--channel", "exec"),
+        *("--ttl", 2, "--image", docker_image),
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    album.check(tools.parsed(done.stdout), tools.expected)
+    assert created.names() == [name]
 
 
 @CHANNELS

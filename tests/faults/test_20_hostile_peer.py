@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import socket
-import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -156,7 +155,6 @@ def _slow_peers(place: Address) -> Iterator[list[socket.socket]]:
         yield peers
     finally:
         for peer in peers:
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
 
 

@@ -357,8 +357,4 @@ class LogTail:
                 self._stream.close()
         if self._thread is not None:
             self._thread.join(2.0)
-        # docker-py shuts its socket down, but leaves the descriptor to the garbage collector.
-        response = getattr(self._stream, "_response", None)
-        if response is not None:
-            with contextlib.suppress(Exception):
-                response.close()
+        daemon.hang_up(self._stream)
