@@ -44,9 +44,7 @@ def test_fast_and_exact_agree(wuwan: Callable[..., CompletedProcess[bytes]], sam
     """The fast preprocessing gives the reference's top label for at least 99 % of the photos."""
     fast = tagged(wuwan, sample, "--runner", "local")
     exact = tagged(wuwan, sample, "--runner", "local", "--exact")
-    same = [
-        a["labels"][0]["id"] == b["labels"][0]["id"] for a, b in zip(fast, exact, strict=True)
-    ]
+    same = [a["labels"][0]["id"] == b["labels"][0]["id"] for a, b in zip(fast, exact, strict=True)]
     assert sum(same) >= 0.99 * len(same)
     check(exact, sample)
 

@@ -420,6 +420,7 @@ class Dispatch:
             if launch.error is not None:
                 raise launch.error
         ended = not ending.reason or ending.in_order or ending.by_hand
+        ended = ended and code != ErrorCode.TIMEOUT
         if connection.welcome is None:
             if launch is None or launch.warm or ended:
                 # The end of its TTL, or somebody stops it; another one will be found or started.
@@ -431,10 +432,8 @@ class Dispatch:
             )
         items = [item for item, _ in connection.outstanding.values()]
         started_here = launch is not None and not launch.warm
-        if not connection.ready and not items and (connection.private or started_here):
-            if ended:
-                self._count_race(report or reason)
-                return
+        loading = not connection.ready and not items and (connection.private or started_here)
+        if loading and not ended:
             raise EngineError(
                 f"the worker ended while it loaded the model: {report or reason}",
                 hint="it may need more memory: see --memory",
@@ -452,8 +451,10 @@ class Dispatch:
             self._workers.notify(f"{name} was lost ({_first_line(report) or reason})")
         for item in items:
             item.attempts += not ending.by_hand  # then it is not the image's fault
-            if connection.private and ending.by_hand:
-                self._suspects.append(item)
+            # Nor is there proof against an image that was not the worker's first: it goes first now.
+            first = not connection.answered or code == ErrorCode.TIMEOUT
+            if connection.private and (ending.by_hand or not first):
+                self._suspects.appendleft(item)
             elif connection.private:
                 message = f"the worker died on this image: {_first_line(report) or reason}"
                 if code == ErrorCode.TIMEOUT:

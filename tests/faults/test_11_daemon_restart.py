@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from wuwan_runner import address
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -55,8 +57,9 @@ class Daemon:
             self._start()
             assert self._process is not None
             while self._process.poll() is None and time.monotonic() < deadline:
-                if self.command("info", timeout=5).returncode == 0:
-                    return
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    if self.command("info", timeout=5).returncode == 0:
+                        return
                 time.sleep(0.1)
         raise AssertionError(f"no daemon: {self.log()}")
 
@@ -65,7 +68,7 @@ class Daemon:
         name = self.root.name
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [  # noqa: S607
+                [
                     "dockerd",
                     f"--data-root={self.root}/data",
                     f"--exec-root={self.root}/exec",
@@ -83,6 +86,8 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # It outlives the test that starts it, so it must not look like a part of it.
+                env={k: v for k, v in os.environ.items() if k != address.NAMESPACE_VARIABLE},
             )
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -95,7 +100,7 @@ class Daemon:
     def command(self, *arguments: str, timeout: float = 30) -> subprocess.CompletedProcess[bytes]:
         """`docker ARGUMENTS…` on this daemon."""
         return subprocess.run(
-            ["docker", "--host", self.unix, *arguments],  # noqa: S607
+            ["docker", "--host", self.unix, *arguments],
             capture_output=True,
             timeout=timeout,
             check=False,
@@ -109,9 +114,9 @@ class Daemon:
 
     def load(self, image: str) -> None:
         """Bring an image over from the machine's daemon."""
-        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as save:  # noqa: S607
+        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as save:
             done = subprocess.run(
-                ["docker", "--host", self.unix, "load"],  # noqa: S607
+                ["docker", "--host", self.unix, "load"],
                 stdin=save.stdout,
                 capture_output=True,
                 timeout=120,
@@ -137,7 +142,7 @@ class Daemon:
                 self._process.wait(10)
             for directory in ("data", "exec"):
                 subprocess.run(
-                    ["umount", "-l", str(self.root / directory)],  # noqa: S607
+                    ["umount", "-l", str(self.root / directory)],
                     capture_output=True,
                     timeout=10,
                     check=False,

@@ -1,4 +1,4 @@
-"""Fault 13: Chinese characters arrive in pieces, lines are very long (docker-py: chunks of a stream).
+"""Fault 13: Chinese characters arrive in pieces, lines are long (docker-py: chunks of a stream).
 
 Each chunk decoded by itself turns a split character into U+FFFD. Nothing here decodes before a
 frame is whole, and what stands on standard output is compared byte for byte.
@@ -204,7 +204,7 @@ def test_multiplexed_stream_of_docker(
         "COPY --chown=0:0 long/labels.tsv /app/wuwan_worker/bundles/imagenet-zh/labels.tsv\n"
     )
     subprocess.run(
-        ["docker", "build", "-q", "-t", image, str(bundle.parent)],  # noqa: S607
+        ["docker", "build", "-q", "-t", image, str(bundle.parent)],
         check=True,
         capture_output=True,
         timeout=100,

@@ -43,8 +43,16 @@ def _run(
 ) -> subprocess.CompletedProcess[bytes]:
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return subprocess.run(
-        ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "wuwan_cli"]
-        + arguments,
+        [
+            "/bin/sh",
+            "-c",
+            f'exec "$@" {redirections}',
+            "sh",
+            sys.executable,
+            "-m",
+            "wuwan_cli",
+            *arguments,
+        ],
         env=environment | kept,
         capture_output=True,
         cwd="/",

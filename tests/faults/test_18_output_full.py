@@ -94,7 +94,7 @@ def _small_disk(directory: Path) -> Iterator[bool]:
     finally:
         if mounted:
             subprocess.run(
-                ["umount", str(directory)],  # noqa: S607
+                ["umount", str(directory)],
                 capture_output=True,
                 timeout=10,
                 check=True,

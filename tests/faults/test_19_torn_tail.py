@@ -83,7 +83,7 @@ def test_without_resume_all_is_done_again(
 def test_lock_of_a_dead_process(
     wuwan: Any, target: Path, finished: tuple[Any, bytes], tools: Any
 ) -> None:
-    """While the holder lives: exit 5, and nothing is touched. After its SIGKILL: the lock is ours."""
+    """While the holder lives: exit 5, nothing is touched. After its SIGKILL: the lock is ours."""
     album, output = finished
     lines = output.splitlines(keepends=True)
     left = b"".join(lines[:3]) + lines[3][:20]
@@ -92,8 +92,10 @@ def test_lock_of_a_dead_process(
         [
             sys.executable,
             "-c",
-            "import fcntl, sys, time; file = open(sys.argv[1], 'r+b');"
-            "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(600)",
+            (
+                "import fcntl, sys, time; file = open(sys.argv[1], 'r+b');"
+                "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(600)"
+            ),
             str(_partial(target)),
         ],
         stdout=subprocess.PIPE,

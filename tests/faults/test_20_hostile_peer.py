@@ -150,7 +150,7 @@ def _slow_peers(place: Address) -> Iterator[list[socket.socket]]:
     peers = []
     try:
         for _ in range(SLOW_PEERS):
-            peers.append(_raw(place))  # noqa: PERF401  # closed if one fails
+            peers.append(_raw(place))  # closed if one fails
             peers[-1].sendall(protocol.MAGIC[:1])
         yield peers
     finally:
