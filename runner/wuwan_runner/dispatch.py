@@ -360,7 +360,7 @@ class Dispatch:
             self._no_descriptors(connection, fatal.message)
             return
         if fatal.code == FatalCode.BACKEND:
-            self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED)
+            self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED, told=True)
             return
         name = connection.welcome.name if connection.welcome else "the worker"
         raise EngineError(f"{name}: {fatal.message}", hint="`wuwan doctor` checks what it needs")
@@ -403,15 +403,29 @@ class Dispatch:
             )
         self._lost(connection, f"no answer for {quiet:.0f} s", ErrorCode.TIMEOUT)
 
-    def _lost(self, connection: Connection, reason: str, code: ErrorCode | None) -> None:
-        """A worker is gone (or, without a code, of no use): see to its images."""
+    def _lost(
+        self,
+        connection: Connection,
+        reason: str,
+        code: ErrorCode | None,
+        *,
+        told: bool = False,
+    ) -> None:
+        """A worker is gone (or, without a code, of no use): see to its images.
+
+        Args:
+            connection: to that worker.
+            reason: what is known of it.
+            code: for the record of an image that is to blame.
+            told: whether the worker itself has given the reason, which is the best to know.
+        """
         launch = connection.launch
         if launch is not None and isinstance(launch.error, NoSharedFilesError):
             self._no_descriptors(connection, str(launch.error))
             return
         self._remove(connection, release=False)
         ending = launch.report() if launch is not None and code != ErrorCode.TIMEOUT else Ending()
-        report = str(ending)
+        report = f"{reason}\n{ending.log}".strip() if told else str(ending)
         if launch is not None:
             launch.release()
             if isinstance(launch.error, EndedByHandError):
@@ -451,7 +465,7 @@ class Dispatch:
             self._workers.notify(f"{name} was lost ({_first_line(report) or reason})")
         for item in items:
             item.attempts += not ending.by_hand  # then it is not the image's fault
-            # Nor is there proof against an image that was not the worker's first: it goes first now.
+            # Nor is there proof against an image that was not the worker's first: now it will be.
             first = not connection.answered or code == ErrorCode.TIMEOUT
             if connection.private and (ending.by_hand or not first):
                 self._suspects.appendleft(item)
