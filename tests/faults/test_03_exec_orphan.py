@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.docker
-TTL = 3
+TTL = 2
 
 
 def _bridges(tools: Any) -> list[str]:
@@ -21,21 +21,21 @@ def _bridges(tools: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_bridge_ends_with_its_client(tools: Any, fault_image_with: Any, number: int) -> None:
+def test_bridge_ends_with_its_client(tools: Any, fault_image_with: Any) -> None:
     image = fault_image_with(WUWAN_FAULT_DECODE="0.2")
-    album = tools.album(60)
     arguments = ("--runner", "docker", "--image", image, "--channel", "exec", "--ttl", TTL)
-    run = tools.start("tag", album.root, *arguments, "--batch-size", 1)
-    run.lines(1)
-    assert len(_bridges(tools)) == 1
-    # A second client keeps the container up: the bridge must not just vanish with it.
-    other = tools.start("tag", tools.album(30).root, *arguments, "--batch-size", 1)
-    other.lines(1)
-    assert len(_bridges(tools)) == 2
-    run.send(number)
-    run.finish()
-    tools.eventually(lambda: len(_bridges(tools)) == 1, 5, "the bridge of the dead client is gone")
+    killed, terminated, other = (
+        tools.start("tag", tools.album(count).root, *arguments, "--batch-size", 1)
+        for count in (60, 60, 20)
+    )
+    for run in (killed, terminated, other):
+        run.lines(1)
+    assert len(_bridges(tools)) == 3
+    # The third client keeps the container up: the bridges must not just vanish with it.
+    for run, number, left in ((killed, signal.SIGKILL, 2), (terminated, signal.SIGTERM, 1)):
+        run.send(number)
+        run.finish()
+        tools.eventually(lambda left=left: len(_bridges(tools)) == left, 5, "the bridge is gone")
     assert len(tools.inventory.containers()) == 1
     code, _, messages = other.finish()
     assert code == 0, messages

@@ -84,7 +84,7 @@ def test_never_becomes_ready(
         runner="docker",
         channel=channel,
         ttl=2,
-        timeouts=Timeouts(start=3.0, batch=3.0, per_image=0.1),
+        timeouts=Timeouts(start=2.5, batch=1.0, per_image=0.1),
         max_restarts=1,
     )
     started = time.monotonic()
