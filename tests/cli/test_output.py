@@ -178,7 +178,8 @@ def test_a_signal_keeps_what_is_finished(photos: Path, tmp_path: Path, number: i
     assert target.read_text() == "old\n"
     lines = partial.read_text().splitlines()
     assert [json.loads(line)["v"] for line in lines] == [1] * len(lines)
-    assert f"{len(lines)} records kept in {partial}".encode() in errors
+    records = "1 record" if len(lines) == 1 else f"{len(lines)} records"
+    assert f"{records} kept in {partial}".encode() in errors
     assert b"Traceback" not in errors
 
 
