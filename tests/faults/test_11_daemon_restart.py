@@ -187,9 +187,6 @@ def host(
     assert not left
 
 
-TRANSPORTS = pytest.mark.parametrize("host", ["unix", "tcp"], indirect=True)
-
-
 def _running(tools: Any, arguments: tuple[Any, ...], partial: Path) -> Any:
     """A run with at least three records in its file."""
     run = tools.start(*arguments)
@@ -199,8 +196,15 @@ def _running(tools: Any, arguments: tuple[Any, ...], partial: Path) -> Any:
     return run
 
 
-@TRANSPORTS
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["restart", "crash"])
+@pytest.mark.parametrize(
+    ("host", "number"),
+    [
+        pytest.param("unix", signal.SIGTERM, id="restart-unix"),
+        pytest.param("tcp", signal.SIGTERM, id="restart-tcp"),
+        pytest.param("unix", signal.SIGKILL, id="crash-unix"),
+    ],
+    indirect=["host"],
+)
 def test_restart_mid_batch(
     tools: Any, wuwan: Any, daemon: Daemon, host: str, image: str, tmp_path: Path, number: int
 ) -> None:
