@@ -61,7 +61,7 @@ def test_decoder_that_stops_the_whole_worker(tools: Any, wuwan: Any, faulty_loca
     """Native code that keeps the interpreter's lock: the worker's I/O thread hangs with it."""
     faulty_local()
     assert wuwan("warm", "--runner", "local").returncode == 0
-    album = tools.album(4, {1: "freeze:600"})
+    album = tools.album(2, {1: "freeze:600"})
     done = wuwan("tag", album.root, "--runner", "local", "--ttl", 2, "--timeout", TIMEOUT)
     assert done.returncode == 3, done.stderr.decode()
     records = tools.parsed(done.stdout)
