@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -47,6 +48,7 @@ class Daemon:
         self.unix = f"unix://{self.root}/s"
         self.tcp = f"tcp://127.0.0.1:{_free_port()}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._token = secrets.token_hex(4)
 
     def start(self) -> None:
         """Start it, and wait until it answers. After a SIGKILL a first attempt may fail."""
@@ -63,7 +65,8 @@ class Daemon:
 
     def _start(self) -> None:
         (self.root / "pid").unlink(missing_ok=True)
-        name = self.root.name
+        # Not the directory's name: it may end in an underscore, which containerd refuses.
+        name = f"wuwan-test-{self._token}"
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
