@@ -39,6 +39,8 @@ class Report:
     runner: str
     photos: int
     help_start: float  # of `wuwan --help`
+    interpreter: float  # Python's own start
+    imports: float  # of `wuwan tag`, after that
     cold_first: float  # from nothing to the first record
     warm_first: float
     warm_total: float  # the whole command on one photo
@@ -158,6 +160,7 @@ def _measure(
     one = [*common_options, photos[0]]
     say("start-up")
     help_start = measure.start_up(["--help"], repeats)
+    interpreter, imports = measure.imports(2 * repeats)
     say(f"cold start, {repeats} times")
     cold = []
     for _ in range(repeats):
@@ -185,6 +188,8 @@ def _measure(
         runner=runner,
         photos=len(photos),
         help_start=help_start,
+        interpreter=interpreter,
+        imports=imports,
         cold_first=statistics.median(run.first for run in cold),
         warm_first=statistics.median(run.first for run in warm),
         warm_total=statistics.median(run.total for run in warm),
@@ -248,6 +253,13 @@ def _show(report: Report) -> None:
         ("cold start to the first record", f"{report.cold_first:.3f} s", ""),
         ("warm, to the first record", f"{report.warm_first:.3f} s", ""),
         ("warm, whole command", f"{report.warm_total:.3f} s", "one photo"),
+        ("  of that: the interpreter", f"{report.interpreter:.3f} s", ""),
+        ("  of that: imports", f"{report.imports:.3f} s", ""),
+        (
+            "  of that: the work itself",
+            f"{max(0.0, report.warm_total - report.interpreter - report.imports):.3f} s",
+            "",
+        ),
         ("decode alone", f"{report.decode:.0f} img/s", f"{report.decode_core * 1e3:.2f} core-ms"),
         ("inference alone", f"{report.infer:.0f} img/s", f"{report.infer_core * 1e3:.2f} core-ms"),
         ("limit, perfect overlap", f"{report.limit:.0f} img/s", "1 / (1/decode + 1/inference)"),

@@ -111,6 +111,25 @@ def start_up(arguments: Sequence[str], repeats: int) -> float:
     return statistics.median(times)
 
 
+# What `wuwan tag` imports on the way to a warm worker.
+_IMPORTS = (
+    "import wuwan_cli.main, wuwan_cli.app, wuwan_cli.tag, wuwan_cli.inputs, wuwan_cli.output, "
+    "wuwan_cli.progress, wuwan_runner.tagger"
+)
+
+
+def imports(repeats: int) -> tuple[float, float]:
+    """Seconds for the interpreter alone, and for the imports of `wuwan tag` after that; medians."""
+    times: dict[str, list[float]] = {"pass": [], _IMPORTS: []}
+    for _ in range(repeats):
+        for code, taken in times.items():
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+            taken.append(time.perf_counter() - begin)
+    bare, full = (statistics.median(taken) for taken in times.values())
+    return bare, full - bare
+
+
 def stages(
     photos: Sequence[str], runner: str, spec: WorkerSpec, seconds: float
 ) -> dict[str, float]:
