@@ -29,27 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--top-k must be at least 1")
     # The libraries load after the arguments are known to be right.
     try:
-        from wuwan_worker import backends, bundle, cores, decode
+        from wuwan_worker import backends, bundle, cores, decode, labels
         from wuwan_worker.ranking import Ranking
     except ImportError as error:
         return _fail(f"the package {error.name} is not installed; pip install 'wuwan[cpu]'")
     try:
         model = bundle.load(bundle.find(arguments.model))
-        labels = bundle.read_labels(model)
+        levels = labels.read(model)
         descriptor = os.open(arguments.image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             image = decode.decode(descriptor, model.input)
         finally:
             os.close(descriptor)
-        backend = backends.load("openvino", model, threads=cores.available())
+        backend = backends.load("auto", model, levels, device="cpu", threads=cores.available())
     except OSError as error:
         return _fail(f"cannot read {arguments.image}: {error.strerror}")
     except decode.ItemError as error:
         return _fail(f"cannot label {arguments.image}: {error} ({error.code})")
     except (bundle.BundleError, backends.BackendError) as error:
         return _fail(str(error))
-    probabilities = backend.infer(image.pixels[None])[0]
-    best = Ranking(labels).top(probabilities, arguments.top_k, 0.0)
+    level = model.default_level
+    rows = backend.infer(image.pixels[None], [level])[level][0]
+    best = Ranking(levels[level].labels).top(rows, arguments.top_k, 0.0)
     print("Final result:", "，".join(f"{entry['label']} ({entry['score']:.2f})" for entry in best))
     return 0
 

@@ -60,7 +60,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", required=True)
     parser.add_argument("--runner", default="local")
     parser.add_argument("--model", default="imagenet-zh", help="bundle name or directory")
-    parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--ttl", type=float, default=30.0, help="seconds")
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds")
     parser.add_argument("--version", action="version", version=__version__)
@@ -95,19 +96,20 @@ def _adopt(path: str) -> tuple[socket.socket, int]:
                 frame.close()
 
 
-def _load(server: Server, model: bundle.Bundle, backend_name: str) -> None:
+def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -> None:
     """Load libraries and weights; the loader thread's work."""
     try:
         # Imported here: they take most of the start-up, and clients can queue meanwhile.
-        from wuwan_worker import backends
+        from wuwan_worker import backends, labels
         from wuwan_worker.engine import Engine
         from wuwan_worker.ranking import Ranking
 
         threads = cores.available()
+        levels = labels.read(model)
         engine = Engine(
             server.jobs,
             spec=model.input,
-            ranking=Ranking(bundle.read_labels(model)),
+            rankings={name: Ranking(level.labels) for name, level in levels.items()},
             decode_threads=threads,
             answer=server.answer,
             failed=lambda error: server.fail(
@@ -115,7 +117,9 @@ def _load(server: Server, model: bundle.Bundle, backend_name: str) -> None:
             ),
         )
         engine.start_decoding()
-        backend = backends.load(backend_name, model, threads=threads)
+        backend = backends.load(
+            arguments.backend, model, levels, device=arguments.device, threads=threads
+        )
         engine.start(backend)
         server.loaded(backend.device, backend.gpu_memory)
     except Exception as error:
@@ -154,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             model=model.name,
             fingerprint=model.fingerprint,
             runner=arguments.runner,
+            levels=model.levels,
+            default_level=model.default_level,
         ),
         Lifecycle(ttl=arguments.ttl, grace=arguments.grace),
         owner=owner,
@@ -163,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.drain())
     loader = threading.Thread(
-        target=_load, args=(server, model, arguments.backend), name="loader", daemon=True
+        target=_load, args=(server, model, arguments), name="loader", daemon=True
     )
     loader.start()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Model bundles: a directory with `bundle.toml`, weights and `labels.tsv`.
+"""Model bundles: a directory with `bundle.toml`, weights and labels (`wuwan_worker.labels`).
 
 Reading a bundle's description needs the standard library alone, so the CLI can list and check
 bundles without loading a model library.
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "bundle.toml"
-LABELS = "labels.tsv"
 EMBEDDED = Path(__file__).parent / "bundles"
 
 
@@ -55,6 +54,8 @@ class Bundle:
     output_name: str
     classes: int
     activation: str  # still to be applied to the output: "none", "softmax" or "sigmoid"
+    levels: tuple[str, ...]  # of its labels, broadest first; one level without a name: ("",)
+    default_level: str
     files: dict[str, str]  # file name -> sha256
     fingerprint: str  # sha256 of the manifest, which holds the sha256 of all other files
 
@@ -89,15 +90,6 @@ class Bundle:
                     f"bundle {self.name}: {name} has sha256 {found[:12]}…, its manifest says "
                     f"{expected[:12]}…; install the bundle again"
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """One output's label."""
-
-    label: str
-    id: str
-    broader: tuple[str, ...]  # nearest first
 
 
 def load(root: Path) -> Bundle:
@@ -141,6 +133,7 @@ def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
         raise ValueError(f"input.interpolation {shape['interpolation']!r} is not known")
     if output["activation"] not in ("none", "softmax", "sigmoid"):
         raise ValueError(f"output.activation {output['activation']!r} is not known")
+    levels, default_level = _levels(content.get("labels", {}))
     return Bundle(
         root=root,
         name=str(content["name"]),
@@ -161,9 +154,22 @@ def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
         output_name=str(output["name"]),
         classes=classes,
         activation=str(output["activation"]),
+        levels=levels,
+        default_level=default_level,
         files={str(key): str(value) for key, value in content["files"].items()},
         fingerprint=fingerprint,
     )
+
+
+def _levels(table: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    if not table:
+        return ("",), ""
+    levels, default = tuple(map(str, table["levels"])), str(table["default"])
+    if not levels or len(set(levels)) < len(levels) or "" in levels:
+        raise ValueError("labels.levels must be different names")
+    if default not in levels:
+        raise ValueError(f"labels.default {default!r} is not in labels.levels")
+    return levels, default
 
 
 def find(name: str) -> Path:
@@ -184,29 +190,3 @@ def find(name: str) -> Path:
 def embedded() -> list[str]:
     """The names of the bundles that come with this installation."""
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{MANIFEST}"))
-
-
-def read_labels(bundle: Bundle) -> list[Label]:
-    """The labels in output order, `bundle.classes` of them.
-
-    Raises:
-        BundleError: if the file is missing, a row is malformed or out of order, or the number of
-            rows is not the number of outputs.
-    """
-    path = bundle.root / LABELS
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: {error}") from None
-    if not lines or lines[0].split("\t") != ["index", "label", "id", "broader"]:
-        raise BundleError(f"{path}: the first line must be: index label id broader (tabs)")
-    labels: list[Label] = []
-    for number, line in enumerate(lines[1:]):
-        cells = line.split("\t")
-        if len(cells) != 4 or cells[0] != str(number):
-            raise BundleError(f"{path}:{number + 2}: expected index {number} and four columns")
-        broader = tuple(filter(None, cells[3].split("|")))
-        labels.append(Label(cells[1], cells[2], broader))
-    if len(labels) != bundle.classes:
-        raise BundleError(f"{path}: {len(labels)} labels for {bundle.classes} outputs")
-    return labels

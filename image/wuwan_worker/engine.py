@@ -22,7 +22,7 @@ from wuwan_worker.decode import ItemError
 from wuwan_worker.protocol import close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -58,21 +58,29 @@ class _Batch:
 
 
 class Engine:
-    """Owns the threads. `answer` is called from them, with the client and its result items."""
+    """Owns the threads."""
 
     def __init__(
         self,
         queue: FairQueue,
         *,
         spec: InputSpec,
-        ranking: Ranking,
+        rankings: Mapping[str, Ranking],
         decode_threads: int,
         answer: Callable[[int, list[dict[str, Any]]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        """`failed` is told when the backend raises: the worker must then be discarded."""
+        """
+        Args:
+            queue: the jobs.
+            spec: how an image becomes input.
+            rankings: by level.
+            decode_threads: how many.
+            answer: called from the threads, with a client and its result items.
+            failed: told when the backend raises: the worker must then be discarded.
+        """
         self._spec = spec
-        self._ranking = ranking
+        self._rankings = rankings
         self._answer = answer
         self._failed = failed
         self._queue = queue
@@ -157,10 +165,12 @@ class Engine:
         while (batch := self._take()) is not None:
             slots = batch.slots
             try:
-                probabilities = backend.infer(batch.pixels[: len(slots)])
+                levels = {slot.job.options.level for slot in slots}
+                scores = backend.infer(batch.pixels[: len(slots)], levels)
                 answers: dict[int, list[dict[str, Any]]] = {}
-                for slot, row in zip(slots, probabilities, strict=True):
-                    answers.setdefault(slot.job.client, []).append(self._item(slot, row))
+                for number, slot in enumerate(slots):
+                    rows = scores[slot.job.options.level][number]
+                    answers.setdefault(slot.job.client, []).append(self._item(slot, rows))
             except BaseException as error:
                 log.exception("inference failed")
                 self._failed(error)
@@ -169,11 +179,11 @@ class Engine:
             for client, items in answers.items():
                 self._answer(client, items)
 
-    def _item(self, slot: _Slot, row: NDArray[np.float32]) -> dict[str, Any]:
+    def _item(self, slot: _Slot, rows: NDArray[np.float32]) -> dict[str, Any]:
         options = slot.job.options
         return {
             "id": slot.job.id,
             "width": slot.width,
             "height": slot.height,
-            "labels": self._ranking.top(row, options.top_k, options.min_score),
+            "labels": self._rankings[options.level].top(rows, options.top_k, options.min_score),
         }

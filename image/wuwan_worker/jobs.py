@@ -18,6 +18,7 @@ class Options:
     top_k: int
     min_score: float
     exact: bool
+    level: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class FatalCode(enum.StrEnum):
     FORBIDDEN = "forbidden"  # the client belongs to another user
     FULL = "full"  # too many clients
     MODEL = "model"  # the model does not load; no other worker of this kind will do better
+    LEVEL = "level"  # labels are asked for at a level that the model does not have
     BACKEND = "backend"  # inference failed; another worker may do better
 
 
@@ -117,6 +118,7 @@ class Hello:
     top_k: int = 5
     min_score: float = 0.0
     exact: bool = False  # the reference preprocessing instead of the fast one
+    level: str = ""  # of the labels, e.g. "coarse"; empty for the bundle's default
     ttl: float | None = None  # seconds; a new TTL for the worker, or None to leave it
     tagging: bool = True  # False for a client that only asks or commands; it counts as nobody
 
@@ -155,8 +157,8 @@ class Images:
 class Results:
     """Answers, in any order.
 
-    Each item is ``{"id", "width", "height", "labels": [{"label", "score", "id", "broader"}, …]}``
-    or ``{"id", "error": {"code", "message"}}``.
+    Each item is ``{"id", "width", "height", "labels": [{"label", "score", "id", "broader"}, …]}``,
+    a label with "synonyms" where it has any, or ``{"id", "error": {"code", "message"}}``.
     """
 
     items: list[dict[str, Any]]

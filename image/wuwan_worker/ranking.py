@@ -11,46 +11,61 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from wuwan_worker.bundle import Label
+    from wuwan_worker.labels import Label
 
 
-class Ranking:
-    """Sums the probabilities of outputs that share a label, and picks the best.
+class GroupSum:
+    """Sums columns that belong together.
 
-    Several outputs may stand for one label (in `general-zh` classes 0-63 are all 书籍), so a
+    Several outputs may stand for one label (in `general-zh` outputs 0 to 63 are all 书籍), so a
     label's probability is the sum of theirs.
     """
 
-    def __init__(self, labels: Sequence[Label]) -> None:
-        """`labels`: one for each output, in order."""
-        first: dict[str, int] = {}
-        groups = [first.setdefault(label.label, len(first)) for label in labels]
-        unique: dict[int, Label] = {}
-        for group, label in zip(groups, labels, strict=True):
-            unique.setdefault(group, label)
-        self.labels = [unique[index] for index in range(len(first))]
-        # Outputs sorted by group, and where each group begins: what `add.reduceat` wants.
-        self._order = np.argsort(np.asarray(groups), kind="stable")
-        self._starts = np.searchsorted(np.asarray(groups)[self._order], np.arange(len(first)))
-        self._one_to_one = len(first) == len(labels)
+    def __init__(self, groups: Sequence[int]) -> None:
+        """`groups`: for each column its group; groups are numbered from 0 without gaps."""
+        numbers = np.asarray(groups, np.intp)
+        self.count = int(numbers.max()) + 1
+        self._trivial = np.array_equal(numbers, np.arange(len(numbers)))
+        # Columns in the order of their groups, and where each group begins: what `reduceat` wants.
+        self._order = np.argsort(numbers, kind="stable")
+        self._starts = np.searchsorted(numbers[self._order], np.arange(self.count))
 
-    def top(
-        self, probabilities: NDArray[np.float32], top_k: int, min_score: float
-    ) -> list[dict[str, Any]]:
+    def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(…, columns) to (…, groups)."""
+        if self._trivial:
+            return values
+        sums: NDArray[np.float32] = np.add.reduceat(values[..., self._order], self._starts, axis=-1)
+        # Rounding (bf16), or outputs that do not exclude each other, may sum to more than 1.
+        return np.minimum(sums, 1.0, out=sums)
+
+    def members(self, group: int) -> NDArray[np.intp]:
+        """The columns of a group, in order."""
+        end = self._starts[group + 1] if group + 1 < self.count else len(self._order)
+        return self._order[self._starts[group] : end]
+
+
+class Ranking:
+    """Picks the best labels of one level."""
+
+    def __init__(self, labels: Sequence[Label]) -> None:
+        """`labels`: one for each row of the level, in order. Rows of equal labels are summed."""
+        groups: dict[str, int] = {}
+        self._sum = GroupSum([groups.setdefault(label.label, len(groups)) for label in labels])
+        self._labels = labels
+
+    def top(self, rows: NDArray[np.float32], top_k: int, min_score: float) -> list[dict[str, Any]]:
         """The best labels of one image, best first.
 
         Args:
-            probabilities: (outputs,).
+            rows: (rows,), a probability for each row of the level.
             top_k: at most so many labels.
             min_score: labels under this score are left out.
 
         Returns:
-            ``[{"label", "score", "id", "broader"}, …]``; scores are rounded to 4 decimals.
+            ``[{"label", "score", "id", "broader"}, …]``, with "synonyms" where a label has them;
+            scores are rounded to 4 decimals.
         """
-        scores = probabilities
-        if not self._one_to_one:
-            # Rounding (bf16), or outputs that do not exclude each other, may sum to more than 1.
-            scores = np.minimum(np.add.reduceat(probabilities[self._order], self._starts), 1.0)
+        scores = self._sum(rows)
         count = min(top_k, len(scores))
         if count <= 0:
             return []
@@ -60,14 +75,20 @@ class Ranking:
         best = np.flatnonzero(scores >= least)
         best = best[np.argsort(-scores[best], kind="stable")][:count]
         return [
-            {
-                "label": label.label,
-                "score": round(score, 4),
-                "id": label.id,
-                "broader": list(label.broader),
-            }
-            for label, score in (
-                (self.labels[index], float(scores[index])) for index in best.tolist()
-            )
+            self._entry(rows, group, score)
+            for group, score in zip(best.tolist(), scores[best].tolist(), strict=True)
             if score >= min_score
         ]
+
+    def _entry(self, rows: NDArray[np.float32], group: int, score: float) -> dict[str, Any]:
+        members = self._sum.members(group)
+        label = self._labels[members[0] if len(members) == 1 else members[rows[members].argmax()]]
+        entry: dict[str, Any] = {
+            "label": label.label,
+            "score": round(score, 4),
+            "id": label.id,
+            "broader": label.broader,
+        }
+        if label.synonyms:
+            entry["synonyms"] = label.synonyms
+        return entry

@@ -76,6 +76,8 @@ class Identity:
     model: str
     fingerprint: str
     runner: str
+    levels: tuple[str, ...] = ("",)  # that labels can be asked for at
+    default_level: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -350,6 +352,14 @@ class Server:
             )
         if hello.ttl is not None and not hello.ttl >= 0:  # nan, too
             raise ProtocolError(f"a TTL of {hello.ttl} seconds")
+        if (hello.level or self._identity.default_level) not in self._identity.levels:
+            known = ", ".join(filter(None, self._identity.levels)) or "no levels"
+            self._turn_away(
+                client,
+                FatalCode.LEVEL,
+                f"model {self._identity.model} has no level {hello.level!r} (it has: {known})",
+            )
+            return
         client.hello = hello
         client.deadline = math.inf
         if hello.tagging:
@@ -384,7 +394,12 @@ class Server:
             raise ProtocolError(problem or "Images before Hello")
         client.unanswered += len(images.ids)
         self._lifecycle.images_came(len(images.ids))
-        options = Options(client.hello.top_k, client.hello.min_score, client.hello.exact)
+        options = Options(
+            top_k=client.hello.top_k,
+            min_score=client.hello.min_score,
+            exact=client.hello.exact,
+            level=client.hello.level or self._identity.default_level,
+        )
         self.jobs.put(
             client.id,
             [

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wuwan_worker import backends, bundle, cores, decode
+from wuwan_worker import backends, bundle, cores, decode, labels
 from wuwan_worker.bridge import read_blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from wuwan_worker.backends import Backend
-    from wuwan_worker.bundle import InputSpec
+    from wuwan_worker.bundle import Bundle
 
 
 def rate(threads: int, seconds: float, step: Callable[[int], int]) -> tuple[float, float]:
@@ -56,9 +56,10 @@ def rate(threads: int, seconds: float, step: Callable[[int], int]) -> tuple[floa
 
 
 def measure(
-    images: Sequence[int], spec: InputSpec, backend: Backend, threads: int, seconds: float
+    images: Sequence[int], model: Bundle, backend: Backend, threads: int, seconds: float
 ) -> dict[str, float]:
     """Rates of decoding and inference alone, in turns, medians of three."""
+    spec, levels = model.input, (model.default_level,)
     shape = (backend.batch_size, spec.size, spec.size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)  # zeros may run faster
 
@@ -67,7 +68,7 @@ def measure(
         return 1
 
     def infer_one(_turn: int) -> int:
-        backend.infer(pixels)
+        backend.infer(pixels, levels)
         return len(pixels)
 
     rounds = [
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure what comes on standard input; the exit code."""
     parser = argparse.ArgumentParser(prog="wuwan_worker.stages")
     parser.add_argument("--model", default="imagenet-zh")
-    parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
     arguments = parser.parse_args(argv)
     images: list[int] = []
@@ -90,8 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         images.append(descriptor)
     model = bundle.load(bundle.find(arguments.model))
     threads = cores.available()
-    backend = backends.load(arguments.backend, model, threads=threads)
-    found = measure(images, model.input, backend, threads, arguments.seconds)
+    backend = backends.load(
+        arguments.backend, model, labels.read(model), device=arguments.device, threads=threads
+    )
+    found = measure(images, model, backend, threads, arguments.seconds)
     json.dump(found | {"cores": threads, "device": backend.device}, sys.stdout)
     return 0
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wuwan_runner import address, control, daemon, gpus, leftovers
 from wuwan_runner.errors import EngineError
 from wuwan_runner.options import Timeouts
-from wuwan_worker import __version__, bundle, protocol
+from wuwan_worker import __version__, bundle, labels, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -226,7 +226,7 @@ def _model(name: str) -> Check:
     try:
         model = bundle.load(bundle.find(name))
         model.verify()
-        bundle.read_labels(model)
+        labels.read(model)
     except bundle.BundleError as error:
         return Check(f"model {name}", Outcome.FAIL, str(error), "install wuwan again")
     size = sum((model.root / file).stat().st_size for file in model.files)

@@ -85,6 +85,7 @@ class Connection:
                     top_k=options.top_k,
                     min_score=options.min_score,
                     exact=options.exact,
+                    level=options.level,
                     ttl=options.ttl,
                 ),
                 [probe],

@@ -12,6 +12,7 @@ class WorkerSpec:
     """Which worker is wanted. Two runs with an equal spec share workers."""
 
     model: str = "imagenet-zh"  # a bundle's name, or a directory
+    backend: str = "auto"  # "auto" or a name in `wuwan_worker.backends.REGISTRY`
     gpus: str = "auto"  # "auto", "all", "none" or indices such as "0,1"
     image: str = ""  # the container image; empty for this version's own
     memory: str = "4g"  # the container's memory limit
@@ -43,6 +44,7 @@ class TagOptions:
     top_k: int = 5
     min_score: float = 0.0
     exact: bool = False
+    level: str = ""  # of the labels; empty for the bundle's default
     batch_size: int = 8  # images in one message
     ttl: float = 30.0  # seconds a worker stays warm after this run
     selection: Selection = field(default_factory=Selection)

@@ -21,6 +21,19 @@ class Label:
     score: float  # 0..1
     id: str
     broader: tuple[str, ...]  # nearest first
+    synonyms: tuple[str, ...] = ()  # where `label` joins several names
+
+    def to_dict(self) -> dict[str, Any]:
+        """The label as JSON types."""
+        content: dict[str, Any] = {
+            "label": self.label,
+            "score": self.score,
+            "id": self.id,
+            "broader": list(self.broader),
+        }
+        if self.synonyms:
+            content["synonyms"] = list(self.synonyms)
+        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +59,7 @@ class Record:
         """The record as JSON types; the schema is `record.schema.json`."""
         content: dict[str, Any] = {"v": VERSION} | path_fields(self.path)
         if self.error is None:
-            content["labels"] = [
-                {
-                    "label": label.label,
-                    "score": label.score,
-                    "id": label.id,
-                    "broader": list(label.broader),
-                }
-                for label in self.labels
-            ]
+            content["labels"] = [label.to_dict() for label in self.labels]
             content["width"] = self.width
             content["height"] = self.height
         else:
@@ -90,7 +95,13 @@ def from_item(path: str, model: str, item: dict[str, Any]) -> Record:
         width=int(item["width"]),
         height=int(item["height"]),
         labels=tuple(
-            Label(entry["label"], entry["score"], entry["id"], tuple(entry["broader"]))
+            Label(
+                entry["label"],
+                entry["score"],
+                entry["id"],
+                tuple(entry["broader"]),
+                tuple(entry.get("synonyms", ())),
+            )
             for entry in item["labels"]
         ),
     )

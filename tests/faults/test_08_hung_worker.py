@@ -82,15 +82,15 @@ def test_warm_worker_that_does_not_even_greet(
 _TWO_FIRST_INFERENCES = """
 import os, sys, threading
 import numpy as np
-from wuwan_worker import backends, bundle
+from wuwan_worker import backends, bundle, labels
 model = bundle.load(bundle.find("imagenet-zh"))
-backend = backends.load("openvino", model, threads=2)
+backend = backends.load("openvino", model, labels.read(model), device="cpu", threads=2)
 pixels = np.zeros((1, model.input.size, model.input.size, 3), np.uint8)
 sys.setswitchinterval(1e-6)
 together = threading.Barrier(2)
 def infer():
     together.wait()
-    backend.infer(pixels)
+    backend.infer(pixels, [""])
 threads = [threading.Thread(target=infer, daemon=True) for _ in range(2)]
 [thread.start() for thread in threads]
 [thread.join(10) for thread in threads]

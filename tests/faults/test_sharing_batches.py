@@ -25,10 +25,10 @@ if "wuwan_worker" in sys.orig_argv:
     def load(*arguments, **options):
         backend = original(*arguments, **options)
         infer = backend.infer
-        def slow(batch):
+        def slow(batch, levels):
             time.sleep(0.1)
             logging.getLogger("wuwan_worker").info("a batch of %d", len(batch))
-            return infer(batch)
+            return infer(batch, levels)
         backend.infer = slow
         return backend
     backends.load = load

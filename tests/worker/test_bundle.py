@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker import bundle
-from wuwan_worker.bundle import BundleError, Label
+from wuwan_worker import bundle, labels
+from wuwan_worker.bundle import BundleError
+from wuwan_worker.labels import Label
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_good_bundle(root: Path) -> None:
     assert found.input.crop_fraction == 0.875
     assert found.weights("openvino") == root / "model.onnx"
     assert found.fingerprint == hashlib.sha256(MANIFEST.encode()).hexdigest()
-    assert bundle.read_labels(found) == [
+    assert labels.read(found)[""].labels == [
         Label("犬", "n1", ("哺乳动物", "动物")),
         Label("书籍", "b1", ()),
     ]
@@ -72,7 +73,7 @@ def test_the_embedded_bundle_is_whole() -> None:
     found = bundle.load(bundle.find("imagenet-zh"))
     found.verify()
     assert found.name in bundle.embedded()
-    assert len(bundle.read_labels(found)) == found.classes == 1000
+    assert len(labels.read(found)[""].labels) == found.classes == 1000
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,10 @@ def test_the_embedded_bundle_is_whole() -> None:
         ("[input]", "[[input]]", "[input] must be a table"),
         ("[files]", "[[files]]", "[files] must be a table"),
         ("[files]", "[files", "not valid TOML"),
+        ("[files]", "[labels]\nlevels = []\ndefault = ''\n[files]", "different names"),
+        ("[files]", "[labels]\nlevels = ['a', 'a']\ndefault = 'a'\n[files]", "different names"),
+        ("[files]", "[labels]\nlevels = ['a']\ndefault = 'b'\n[files]", "'b' is not in"),
+        ("[files]", "[labels]\nlevels = ['a']\n[files]", "lacks 'default'"),
     ],
 )
 def test_a_malformed_manifest_names_its_file(root: Path, old: str, new: str, reason: str) -> None:
@@ -178,14 +183,14 @@ def test_malformed_labels_name_their_file(root: Path, content: bytes) -> None:
     """Whatever is wrong with the labels, a BundleError says where."""
     (root / "labels.tsv").write_bytes(content)
     with pytest.raises(BundleError, match=r"labels\.tsv"):
-        bundle.read_labels(bundle.load(root))
+        labels.read(bundle.load(root))
 
 
 def test_missing_labels_name_their_file(root: Path) -> None:
     """No labels, no answers."""
     (root / "labels.tsv").unlink()
     with pytest.raises(BundleError, match=r"labels\.tsv"):
-        bundle.read_labels(bundle.load(root))
+        labels.read(bundle.load(root))
 
 
 def test_reading_a_bundle_loads_no_library() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wuwan_worker.jobs import FairQueue, Job, Options
 
-OPTIONS = Options(top_k=5, min_score=0.0, exact=False)
+OPTIONS = Options(top_k=5, min_score=0.0, exact=False, level="")
 
 
 def _jobs(client: int, count: int, start: int = 0) -> list[Job]:

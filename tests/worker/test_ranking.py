@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from wuwan_worker.bundle import Label
+from wuwan_worker.labels import Label
 from wuwan_worker.ranking import Ranking
 
 DOG, CAT, BOOK, OTHER_BOOK = (
@@ -27,15 +27,15 @@ def test_best_first_with_everything_a_record_needs() -> None:
     """Labels come best first, with score, id and broader terms."""
     found = Ranking([DOG, CAT]).top(_row(0.25, 0.75), top_k=5, min_score=0.0)
     assert found == [
-        {"label": "猫", "score": 0.75, "id": "n2", "broader": ["动物"]},
-        {"label": "犬", "score": 0.25, "id": "n1", "broader": ["动物"]},
+        {"label": "猫", "score": 0.75, "id": "n2", "broader": ("动物",)},
+        {"label": "犬", "score": 0.25, "id": "n1", "broader": ("动物",)},
     ]
 
 
 def test_outputs_that_share_a_label_are_summed() -> None:
     """Two outputs for 书籍 together beat one likelier than either; the first one gives the id."""
     found = Ranking([BOOK, DOG, OTHER_BOOK]).top(_row(0.3, 0.4, 0.3), top_k=1, min_score=0.0)
-    assert found == [{"label": "书籍", "score": 0.6, "id": "b1", "broader": []}]
+    assert found == [{"label": "书籍", "score": 0.6, "id": "b1", "broader": ()}]
 
 
 def test_sums_stay_probabilities() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker import bundle, protocol, server
+from wuwan_worker import bundle, labels, protocol, server
 from wuwan_worker.protocol import (
     Done,
     End,
@@ -94,6 +94,15 @@ def test_another_version_is_refused(serve: Serve, connect: Connect) -> None:
     fatal = _fatal(client)
     assert fatal.code == FatalCode.PROTOCOL
     assert f"protocol {protocol.VERSION}" in fatal.message
+
+
+def test_a_level_that_the_model_lacks_is_refused(serve: Serve, connect: Connect) -> None:
+    """Labels at another level than the one asked for would be a silent fall-back."""
+    client = connect(serve().name)
+    client.say_hello(level="fine")
+    fatal = _fatal(client)
+    assert fatal.code == FatalCode.LEVEL
+    assert "no level 'fine'" in fatal.message
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
@@ -188,7 +197,7 @@ def test_options_go_with_the_images(serve: Serve, connect: Connect) -> None:
     client.send_images([7], b"content")
     job = running.server.jobs.get()
     assert job is not None
-    assert (job.id, job.options) == (7, server.Options(2, 0.5, True))
+    assert (job.id, job.options) == (7, server.Options(2, 0.5, True, ""))
     assert os.pread(job.descriptor, 64, 0) == b"content"
     os.close(job.descriptor)
 
@@ -767,7 +776,7 @@ def test_a_model_that_does_not_load_is_told_to_the_client(
     embedded = bundle.load(bundle.find("imagenet-zh"))
     weights = embedded.weights("openvino").name
     for name in (bundle.MANIFEST, *embedded.files):
-        broken = name not in (bundle.MANIFEST, bundle.LABELS)
+        broken = name not in (bundle.MANIFEST, labels.FILE)
         content = b"no network" if broken else (embedded.root / name).read_bytes()
         (tmp_path / name).write_bytes(content)
     process = worker(model=str(tmp_path))

@@ -6,10 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
     from wuwan_worker.bundle import Bundle
+    from wuwan_worker.labels import Level
 
 
 class BackendError(Exception):
@@ -26,8 +29,13 @@ class Backend(Protocol):
     streams: int
     """How many threads may be in `infer` at once with a gain."""
 
-    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities (n, classes) of a batch (n, size, size, 3), RGB, 1 <= n <= batch_size."""
+    def infer(
+        self, batch: NDArray[np.uint8], levels: Collection[str]
+    ) -> Mapping[str, NDArray[np.float32]]:
+        """The probabilities of a batch (n, size, size, 3), RGB, 1 <= n <= batch_size.
+
+        For each of `levels` (n, rows of that level); valid until this thread's next call.
+        """
         ...
 
     def gpu_memory(self) -> int:
@@ -38,8 +46,10 @@ class Backend(Protocol):
 class Factory(Protocol):
     """Loads a bundle's weights."""
 
-    def __call__(self, bundle: Bundle, *, threads: int) -> Backend:
-        """May take seconds; raises BackendError."""
+    def __call__(
+        self, bundle: Bundle, levels: Mapping[str, Level], *, device: str, threads: int
+    ) -> Backend:
+        """May take seconds; raises BackendError and BundleError."""
         ...
 
 
@@ -49,13 +59,26 @@ REGISTRY = {
 }
 
 
-def load(name: str, bundle: Bundle, *, threads: int) -> Backend:
-    """Load `bundle` with the backend `name`.
+def load(
+    name: str, bundle: Bundle, levels: Mapping[str, Level], *, device: str, threads: int
+) -> Backend:
+    """Load `bundle`, whose labels are `levels`.
+
+    Args:
+        name: of the backend; "auto" for torch on a GPU, and on a CPU for openvino where the bundle
+            has weights for it.
+        bundle: what to load.
+        levels: its labels.
+        device: "cpu" or "cuda", the first GPU that this process sees. Never the other one instead.
+        threads: CPU threads to use.
 
     Raises:
-        BackendError: if there is no such backend, its library is missing, or the weights do not
-            load.
+        BackendError: if there is no such backend, its library is missing, the device cannot be
+            used, or the weights do not load.
+        BundleError: if the bundle has no weights for the backend.
     """
+    if name == "auto":
+        name = "openvino" if device == "cpu" and "openvino" in bundle.backends else "torch"
     if name not in REGISTRY:
         raise BackendError(f"no backend named {name!r}; there is: {', '.join(REGISTRY)}")
     module, function = REGISTRY[name].split(":")
@@ -66,4 +89,4 @@ def load(name: str, bundle: Bundle, *, threads: int) -> Backend:
             f"backend {name} needs the package {error.name!r}, which is not installed; "
             "install wuwan[cpu]"
         ) from None
-    return factory(bundle, threads=threads)
+    return factory(bundle, levels, device=device, threads=threads)

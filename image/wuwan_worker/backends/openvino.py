@@ -11,11 +11,15 @@ from openvino import properties as props
 from openvino.preprocess import PrePostProcessor
 
 from wuwan_worker.backends import BackendError
+from wuwan_worker.ranking import GroupSum
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from numpy.typing import NDArray
 
     from wuwan_worker.bundle import Bundle
+    from wuwan_worker.labels import Level
 
 # Measured with EfficientNet-Lite0 (docs/performance.md): larger batches fall out of the cache, and
 # a batch dimension that may be smaller costs nothing against a fixed one.
@@ -25,30 +29,42 @@ BATCH_SIZE = 4
 class OpenVinoBackend:
     """A compiled network and one inference request for each thread that calls it."""
 
-    def __init__(self, compiled: ov.CompiledModel, streams: int, precision: str) -> None:
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        sums: Mapping[str, GroupSum],
+        streams: int,
+        precision: str,
+    ) -> None:
         self.device = f"CPU ({precision})"
         self.batch_size = BATCH_SIZE
         self.streams = streams
         self._compiled = compiled
+        self._sums = sums
         self._local = threading.local()
 
-    def infer(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(
+        self, batch: NDArray[np.uint8], levels: Collection[str]
+    ) -> Mapping[str, NDArray[np.float32]]:
         """See `Backend.infer`."""
         request: ov.InferRequest | None = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
         # Shared memory on both sides: no copy in, and a view out that lives until the next call.
         output = request.infer([batch], share_inputs=True, share_outputs=True)[0]
-        result: NDArray[np.float32] = output
-        return result
+        return {level: self._sums[level](output) for level in levels}
 
     def gpu_memory(self) -> int:
         """None is held."""
         return 0
 
 
-def load(bundle: Bundle, *, threads: int) -> OpenVinoBackend:
+def load(
+    bundle: Bundle, levels: Mapping[str, Level], *, device: str, threads: int
+) -> OpenVinoBackend:
     """Compile the bundle's ONNX or IR file with normalisation and layout folded into the graph."""
+    if device != "cpu":
+        raise BackendError("the openvino backend runs on the CPU; use --backend torch on a GPU")
     core = ov.Core()
     path = bundle.weights("openvino")
     try:
@@ -82,9 +98,10 @@ def load(bundle: Bundle, *, threads: int) -> OpenVinoBackend:
         raise BackendError(f"{path} has {shape[1]} outputs, its manifest says {bundle.classes}")
     streams = int(compiled.get_property(props.optimal_number_of_infer_requests))
     precision = compiled.get_property(props.hint.inference_precision).to_string()
-    backend = OpenVinoBackend(compiled, streams, "int8" if quantised else precision)
+    sums = {name: GroupSum(level.rows) for name, level in levels.items()}
+    backend = OpenVinoBackend(compiled, sums, streams, "int8" if quantised else precision)
     # The first inference belongs to one thread: OpenVINO's bindings fill C++ statics in it while
     # they let go of the interpreter lock, and two threads in there at once wait for each other
     # forever, one with the lock and one with the static (FAULTS row 8).
-    backend.infer(np.zeros((1, size, size, 3), np.uint8))
+    backend.infer(np.zeros((1, size, size, 3), np.uint8), ())
     return backend

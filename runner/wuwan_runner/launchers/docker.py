@@ -76,6 +76,7 @@ class DockerLauncher:
             self.name,
             {
                 "model": spec.model,
+                "backend": spec.backend,
                 "gpus": spec.gpus,
                 "image": daemon.image_reference(spec.image),
                 "memory": spec.memory,
@@ -195,6 +196,8 @@ def create(
                 f"--name={name}",
                 "--runner=docker",
                 f"--model={spec.model}",
+                f"--backend={spec.backend}",
+                f"--device={'cuda' if requests else 'cpu'}",
                 f"--ttl={ttl}",
             ],
             user=USER,

@@ -86,7 +86,14 @@ class LocalLauncher:
             model = bundle.load(bundle.find(spec.model))
         except bundle.BundleError as error:
             raise EngineError(str(error), hint="see `wuwan doctor` for what is installed") from None
-        return address.key(self.name, {"model": str(model.root), "bundle": model.fingerprint})
+        return address.key(
+            self.name,
+            {
+                "model": str(model.root),
+                "bundle": model.fingerprint,
+                "backend": spec.backend,
+            },
+        )
 
     def default_workers(self, spec: WorkerSpec) -> int:
         """See `Launcher.default_workers`."""
@@ -131,6 +138,7 @@ class LocalLauncher:
                     f"--name={name}",
                     f"--runner={self.name}",
                     f"--model={bundle.find(spec.model)}",
+                    f"--backend={spec.backend}",
                     f"--ttl={ttl}",
                 ],
                 stdin=subprocess.DEVNULL,

@@ -86,12 +86,12 @@ def _patch_backends(module: ModuleType) -> None:
         if limit >= 0:
             infer = backend.infer
 
-            def poisoned(batch: Any) -> Any:
+            def poisoned(*arguments: Any) -> Any:
                 nonlocal calls
                 calls += 1
                 if calls > limit:
                     raise RuntimeError("CUDA error: an illegal memory access was encountered")
-                return infer(batch)
+                return infer(*arguments)
 
             backend.infer = poisoned
         return backend
