@@ -54,9 +54,15 @@ def test_every_cut_is_made_good(
         cuts = [Plan(outward=size) for size in sorted(outward)]
         cuts += [Plan(inward=size) for size in sorted(inward)]
         for cut in cuts:
-            plans[0], first, before = cut, proxy.connections, proxy.cuts
-            _tagged(options, album, expected, tools)
-            assert proxy.cuts > before, f"{cut} was never reached"
+            before = proxy.cuts
+            # Answers that come in fewer frames make a shorter stream, which may end before the cut.
+            for _ in range(10):
+                plans[0], first = cut, proxy.connections
+                _tagged(options, album, expected, tools)
+                if proxy.cuts > before:
+                    break
+            else:
+                pytest.fail(f"{cut} was never reached")
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
