@@ -50,6 +50,7 @@ COPY image/推理.py /app/推理.py
 # the worker's user cannot read.
 RUN find /app -name __pycache__ -prune -exec rm -rf {} + \
     && /opt/wuwan/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/wuwan_worker \
+    && PYTHONPATH=/app WUWAN_COMPILED=/app/compiled /opt/wuwan/bin/python -m wuwan_worker.precompile \
     && chmod -R a+rX /app
 
 # --- The image.
@@ -65,7 +66,8 @@ ENV LANG=C.UTF-8 \
     PATH=/opt/wuwan/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    WUWAN_COMPILED=/app/compiled
 COPY --from=dependencies /opt/wuwan /opt/wuwan
 COPY --from=worker /app /app
 WORKDIR /app

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+# openvino imports its converter and, through that, a telemetry package, if they are there: 60 ms
+# at each start for nothing. None in sys.modules makes that import fail, which it is prepared for.
+sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
 import openvino as ov
 from openvino import properties as props
 from openvino.preprocess import PrePostProcessor
 
-from wuwan_worker.backends import BackendError
+from wuwan_worker import __version__
+from wuwan_worker.backends import BackendError, compile_cache
 from wuwan_worker.ranking import GroupSum
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from wuwan_worker.bundle import Bundle
     from wuwan_worker.labels import Level
+
+log = logging.getLogger(__name__)
 
 # Measured with EfficientNet-Lite0 (docs/performance.md): larger batches fall out of the cache, and
 # a batch dimension that may be smaller costs nothing against a fixed one.
@@ -62,34 +72,13 @@ class OpenVinoBackend:
 def load(
     bundle: Bundle, levels: Mapping[str, Level], *, device: str, threads: int
 ) -> OpenVinoBackend:
-    """Compile the bundle's ONNX or IR file with normalisation and layout folded into the graph."""
+    """Load the bundle's ONNX or IR file with normalisation and layout folded into the graph."""
     if device != "cpu":
         raise BackendError("the openvino backend runs on the CPU; use --backend torch on a GPU")
     core = ov.Core()
     path = bundle.weights("openvino")
     try:
-        model = core.read_model(path)
-        steps = PrePostProcessor(model)
-        image = steps.input(bundle.input.name)
-        image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-        image.model().set_layout(ov.Layout("NCHW"))
-        image.preprocess().convert_element_type(ov.Type.f32).mean(
-            [255.0 * value for value in bundle.input.mean]
-        ).scale([255.0 * value for value in bundle.input.std])
-        model = steps.build()
-        size = bundle.input.size
-        model.reshape({bundle.input.name: ov.PartialShape([(1, BATCH_SIZE), size, size, 3])})
-        options: dict[object, object] = {
-            props.inference_num_threads: threads,
-            # A stream for each core or so: with one stream over several cores they meet at
-            # each layer, and whichever waits spins while decoders could use it.
-            props.hint.performance_mode: props.hint.PerformanceMode.THROUGHPUT,
-        }
-        quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-        if quantised:
-            # The few layers that are not int8 stay in f32: in bf16 scores tie, and it is no faster.
-            options[props.hint.inference_precision] = ov.Type.f32
-        compiled = core.compile_model(model, "CPU", options)
+        compiled, precision = _compiled(core, bundle, path, threads)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise BackendError(f"OpenVINO cannot load {path}: {reason}") from None
@@ -97,11 +86,60 @@ def load(
     if shape[1].get_length() != bundle.classes:
         raise BackendError(f"{path} has {shape[1]} outputs, its manifest says {bundle.classes}")
     streams = int(compiled.get_property(props.optimal_number_of_infer_requests))
-    precision = compiled.get_property(props.hint.inference_precision).to_string()
     sums = {name: GroupSum(level.rows) for name, level in levels.items()}
-    backend = OpenVinoBackend(compiled, sums, streams, "int8" if quantised else precision)
+    backend = OpenVinoBackend(compiled, sums, streams, precision)
     # The first inference belongs to one thread: OpenVINO's bindings fill C++ statics in it while
     # they let go of the interpreter lock, and two threads in there at once wait for each other
     # forever, one with the lock and one with the static (FAULTS row 8).
+    size = bundle.input.size
     backend.infer(np.zeros((1, size, size, 3), np.uint8), ())
     return backend
+
+
+def _compiled(
+    core: ov.Core, bundle: Bundle, path: Path, threads: int
+) -> tuple[ov.CompiledModel, str]:
+    """The network, ready to run, and its precision for people; from the cache if it is there."""
+    key = " ".join((__version__, bundle.fingerprint, ov.__version__, str(BATCH_SIZE)))
+    if kept := compile_cache.read(key):
+        name, _, blob = kept.partition(b"\n")
+        precision = name.decode()
+        try:
+            return core.import_model(blob, "CPU", _options(threads, precision)), precision
+        except RuntimeError as error:
+            log.info("compiling anew: %s", str(error).strip().splitlines()[-1])
+    model = _read(core, bundle, path)
+    quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    compiled = core.compile_model(model, "CPU", _options(threads, "int8" if quantised else ""))
+    precision = compiled.get_property(props.hint.inference_precision).to_string()
+    precision = "int8" if quantised else precision
+    compile_cache.write(key, precision.encode() + b"\n" + compiled.export_model().getvalue())
+    return compiled, precision
+
+
+def _options(threads: int, precision: str) -> dict[object, object]:
+    options: dict[object, object] = {
+        props.inference_num_threads: threads,
+        # A stream for each core or so: with one stream over several cores they meet at each layer,
+        # and whichever waits spins while decoders could use it.
+        props.hint.performance_mode: props.hint.PerformanceMode.THROUGHPUT,
+    }
+    if precision == "int8":
+        # The few layers that are not int8 stay in f32: in bf16 scores tie, and it is no faster.
+        options[props.hint.inference_precision] = ov.Type.f32
+    return options
+
+
+def _read(core: ov.Core, bundle: Bundle, path: Path) -> ov.Model:
+    model = core.read_model(path)
+    steps = PrePostProcessor(model)
+    image = steps.input(bundle.input.name)
+    image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    image.model().set_layout(ov.Layout("NCHW"))
+    image.preprocess().convert_element_type(ov.Type.f32).mean(
+        [255.0 * value for value in bundle.input.mean]
+    ).scale([255.0 * value for value in bundle.input.std])
+    model = steps.build()
+    size = bundle.input.size
+    model.reshape({bundle.input.name: ov.PartialShape([(1, BATCH_SIZE), size, size, 3])})
+    return model
