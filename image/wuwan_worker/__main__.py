@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__, bundle, cores, protocol
@@ -101,25 +102,35 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
     try:
         # Imported here: they take most of the start-up, and clients can queue meanwhile.
         from wuwan_worker import backends, labels
-        from wuwan_worker.engine import Engine
-        from wuwan_worker.ranking import Ranking
 
         threads = cores.available()
         levels = labels.read(model)
-        engine = Engine(
-            server.jobs,
-            spec=model.input,
-            rankings={name: Ranking(level.labels) for name, level in levels.items()},
-            decode_threads=threads,
-            answer=server.answer,
-            failed=lambda error: server.fail(
-                FatalCode.BACKEND, f"inference failed: {error}", EXIT_BACKEND
-            ),
-        )
-        engine.start_decoding()
-        backend = backends.load(
-            arguments.backend, model, levels, device=arguments.device, threads=threads
-        )
+        # Loading is native code for the most part, so the decoders' imports and the first images
+        # fit beside it.
+        with ThreadPoolExecutor(1, "backend") as pool:
+            loading = pool.submit(
+                backends.load,
+                arguments.backend,
+                model,
+                levels,
+                device=arguments.device,
+                threads=threads,
+            )
+            from wuwan_worker.engine import Engine
+            from wuwan_worker.ranking import Ranking
+
+            engine = Engine(
+                server.jobs,
+                spec=model.input,
+                rankings={name: Ranking(level.labels) for name, level in levels.items()},
+                decode_threads=threads,
+                answer=server.answer,
+                failed=lambda error: server.fail(
+                    FatalCode.BACKEND, f"inference failed: {error}", EXIT_BACKEND
+                ),
+            )
+            engine.start_decoding()
+            backend = loading.result()
         engine.start(backend)
         server.loaded(backend.device, backend.gpu_memory)
     except Exception as error:

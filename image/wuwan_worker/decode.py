@@ -6,6 +6,7 @@ pixel is decoded, and whatever goes wrong becomes an `ItemError` for this image 
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
@@ -14,9 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pillow_heif
 from PIL import (  # noqa: F401  # each plugin registers its format
-    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -36,11 +35,10 @@ if TYPE_CHECKING:
 
     from wuwan_worker.bundle import InputSpec
 
-pillow_heif.register_heif_opener(thumbnails=False)
-
 # An MPO (several JPEGs in one, as some phones write) opens as a JPEG does.
 # PS and EPS run a program (Ghostscript), and dozens of rare formats have rarely tested decoders.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+HEIF_FORMATS = ("HEIF", "AVIF")
 # The largest phone sensors give 200 megapixels; 20,000 x 20,000 is over this.
 MAX_PIXELS = 2**28
 MAX_BYTES = 512 * 1024 * 1024
@@ -113,7 +111,7 @@ def decode(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded:
     data = b""
     try:
         data = _read(descriptor)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             if image.width * image.height > LARGE_PIXELS:
                 with _large:
                     return _prepare(image, spec, exact)
@@ -126,6 +124,23 @@ def decode(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded:
         raise ItemError(ErrorCode.TOO_LARGE, "not enough memory to decode the image") from None
     except Exception as error:  # Pillow's decoders raise whatever their parsers stumble on
         raise ItemError(ErrorCode.TRUNCATED, _reason(error)) from None
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Those that `data` may be in."""
+    if data[4:8] == b"ftyp":
+        _register_heif()
+        return HEIF_FORMATS
+    return FORMATS
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Load the decoders of HEIC and AVIF: 30 ms, which most starts need not spend."""
+    import pillow_heif
+    from PIL import AvifImagePlugin  # noqa: F401  # registers its format
+
+    pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def _read(descriptor: int) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import socket
 import struct
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def key(runner: str, details: Mapping[str, str]) -> str:
 
 def private(of_key: str) -> Address:
     """An address that nobody else will look for."""
-    return Address(of_key, f"private-{secrets.token_hex(6)}")
+    return Address(of_key, f"private-{os.urandom(6).hex()}")
 
 
 def listen(address: Address) -> socket.socket | None:

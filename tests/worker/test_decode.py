@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Pillow warns of damaged metadata before it raises.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+pillow_heif.register_heif_opener()  # to write such files
 
 SPEC = bundle.load(bundle.find("imagenet-zh")).input
 RED, GREEN, BLUE, WHITE, BLACK = (
@@ -170,6 +173,30 @@ def test_formats_are_known_without_any_other_plugin() -> None:
         check=True,
     )
     assert done.stdout.split() == [b"9", b"False"]
+
+
+_FRESH = """
+import sys
+from wuwan_worker import bundle, decode
+image = decode.decode(sys.stdin.fileno(), bundle.load(bundle.find("imagenet-zh")).input)
+print(image.width, image.height)
+"""
+
+
+@pytest.mark.parametrize("file_format", ["HEIF", "AVIF", "PNG"])
+def test_decoders_that_are_loaded_late(tmp_path: Path, file_format: str) -> None:
+    """The first image of a process may be in any format."""
+    Image.new("RGB", (320, 240), RED).save(tmp_path / "image", file_format)
+    with (tmp_path / "image").open("rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", _FRESH],
+            stdin=file,
+            capture_output=True,
+            timeout=30,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(bundle.EMBEDDED.parents[1])},
+        )
+    assert done.stdout.split() == [b"320", b"240"], done.stderr.decode()
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF"])

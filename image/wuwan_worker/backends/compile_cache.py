@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 from pathlib import Path
 
 VARIABLE = "WUWAN_COMPILED"
@@ -49,7 +48,7 @@ def write(key: str, data: bytes) -> None:
     try:
         path = _path(key)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{secrets.token_hex(4)}")
+        temporary = path.with_suffix(f".{os.urandom(4).hex()}")
         temporary.write_bytes(hashlib.sha256(data).digest() + data)
         temporary.replace(path)
         _prune(path.parent)

@@ -79,6 +79,8 @@ def load(
     path = bundle.weights("openvino")
     try:
         compiled, precision = _compiled(core, bundle, path, threads)
+    except OSError as error:
+        raise BackendError(f"cannot load {path}: {error}") from None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise BackendError(f"OpenVINO cannot load {path}: {reason}") from None
@@ -100,7 +102,9 @@ def _compiled(
     core: ov.Core, bundle: Bundle, path: Path, threads: int
 ) -> tuple[ov.CompiledModel, str]:
     """The network, ready to run, and its precision for people; from the cache if it is there."""
-    key = " ".join((__version__, bundle.fingerprint, ov.__version__, str(BATCH_SIZE)))
+    # Sizes, so that weights that are not as the manifest says are noticed as if they were read.
+    sizes = [(bundle.root / name).stat().st_size for name in bundle.files]
+    key = f"{__version__} {ov.__version__} {bundle.fingerprint} {sizes} {BATCH_SIZE}"
     if kept := compile_cache.read(key):
         name, _, blob = kept.partition(b"\n")
         precision = name.decode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,4 +95,4 @@ class Launcher(Protocol):
 def new_name(model: str) -> str:
     """A name for a worker, for people and for `docker ps`."""
     safe = "".join(char if char.isalnum() and char.isascii() else "-" for char in model)
-    return f"wuwan-{safe.strip('-')[-40:]}-{secrets.token_hex(3)}"
+    return f"wuwan-{safe.strip('-')[-40:]}-{os.urandom(3).hex()}"
