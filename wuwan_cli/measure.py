@@ -101,6 +101,26 @@ def tag(arguments: Sequence[str], paths: Sequence[str] | None = None) -> Run:
     return Run(first - begin, last - begin, total, records, usage.ru_maxrss * 1024)
 
 
+def first_record(arguments: Sequence[str]) -> float:
+    """Seconds from the start of `wuwan tag` to its first record; it is ended then.
+
+    Raises:
+        WuwanError: if there is none.
+    """
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [*PROGRAM, "tag", "--progress", "none", *arguments], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None  # noqa: S101  # for the type checker
+    with process.stdout as stdout:
+        found = os.read(stdout.fileno(), 1 << 20)
+        taken = time.perf_counter() - begin
+    process.wait(timeout=60)
+    if not found:
+        raise WuwanError("wuwan tag gave no record")
+    return taken
+
+
 def start_up(arguments: Sequence[str], repeats: int) -> float:
     """Seconds that `wuwan ARGUMENTS…` takes, median."""
     times = []
