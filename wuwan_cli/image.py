@@ -10,6 +10,7 @@ from typing import Annotated, Self
 import typer
 
 from wuwan_cli.boundary import printable
+from wuwan_cli.common import one_of
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -18,6 +19,12 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _variant(value: str) -> str:
+    from wuwan_runner.image_build import VARIANTS
+
+    return one_of("variant", value, VARIANTS)
 
 
 @app.callback()
@@ -30,6 +37,16 @@ def build(
     tag: Annotated[
         str, typer.Option("--tag", "-t", metavar="NAME", help="[default: this version's own]")
     ] = "",
+    variant: Annotated[
+        str,
+        typer.Option(
+            "--variant",
+            metavar="cpu|gpu",
+            callback=_variant,
+            autocompletion=lambda: ["cpu", "gpu"],
+            help="gpu adds PyTorch and CUDA: 4 GB, for NVIDIA GPUs.",
+        ),
+    ] = "cpu",
     base: Annotated[
         str,
         typer.Option(
@@ -52,11 +69,12 @@ def build(
     pull: Annotated[bool, typer.Option("--pull/--no-pull", help="Look for a newer base.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every step anew.")] = False,
 ) -> None:
-    """Build the container image; takes about a minute where nothing is cached."""
+    """Build the container image; takes a minute or two where nothing is cached."""
     from wuwan_runner import image_build
 
     options = image_build.BuildOptions(
         tag=tag,
+        variant=variant,
         base=base,
         arguments=image_build.parse_arguments(build_arg or []),
         network=network,

@@ -31,9 +31,14 @@ LABEL_LISTENS = "io.wuwan.listens"  # only on workers that listen inside their c
 LABEL_VARIANT = "io.wuwan.variant"  # of the image: cpu, gpu
 
 
+def own_image(variant: str) -> str:
+    """The name of this version's own image of that variant."""
+    return f"wuwan:{__version__}" if variant == "cpu" else f"wuwan:{__version__}-{variant}"
+
+
 def image_reference(image: str) -> str:
     """The image to run: the given one, or this version's own."""
-    return image or f"wuwan:{__version__}"
+    return image or own_image("cpu")
 
 
 def may_answer() -> bool:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _HERE = Path(__file__).resolve().parent
-_FILES = ("Dockerfile", "image/requirements-cpu.txt", "image/推理.py")
+VARIANTS = ("cpu", "gpu")
+_FILES = (
+    "Dockerfile",
+    *(f"image/requirements-{variant}.txt" for variant in VARIANTS),
+    "image/推理.py",
+)
 _WORKER = "image/wuwan_worker"
 _TAIL = 25  # log lines shown when a build fails
 
@@ -31,7 +36,8 @@ class BuildError(WuwanError):
 class BuildOptions:
     """How to build."""
 
-    tag: str = ""  # empty for this version's own name
+    tag: str = ""  # empty for this version's and variant's own name
+    variant: str = "cpu"  # one of VARIANTS
     base: str = ""  # empty for the Dockerfile's default
     arguments: Mapping[str, str] | None = None
     network: str | None = None  # of the build's steps, as `docker build --network`
@@ -114,8 +120,12 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
         BuildError: if a step fails; the message ends with the log's last lines.
         EngineError: if there is no daemon, or it goes silent.
     """
-    reference = daemon.image_reference(options.tag)
-    arguments = {"VERSION": wuwan_worker.__version__, **(options.arguments or {})}
+    reference = options.tag or daemon.own_image(options.variant)
+    arguments = {
+        "VERSION": wuwan_worker.__version__,
+        "VARIANT": options.variant,
+        **(options.arguments or {}),
+    }
     if options.base:
         arguments["BASE"] = options.base
     with tempfile.TemporaryFile() as context, daemon.connected(options.docker) as client:

@@ -32,9 +32,32 @@ def test_the_context_is_deterministic_and_clean() -> None:
     names = [member.name for member in members]
     assert names == sorted(names)
     assert {"Dockerfile", "image/推理.py", "image/wuwan_worker/__main__.py"} <= set(names)
+    assert {"image/requirements-cpu.txt", "image/requirements-gpu.txt"} <= set(names)
     assert "image/wuwan_worker/bundles/imagenet-zh/model.onnx" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert {(member.mtime, member.uid, member.mode) for member in members} == {(0, 0, 0o644)}
+
+
+def test_the_variants_pin_the_same() -> None:
+    """A GPU image has all of a CPU image, in the same versions; each pin is exact."""
+    pins: dict[str, str] = {}
+    for name in ("cpu", "gpu"):
+        path = image_build.context_files()[f"image/requirements-{name}.txt"]
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+        if name == "gpu":
+            assert "-r requirements-cpu.txt" in lines
+        for line in lines:
+            if line and not line.startswith("-r"):
+                package, version = line.split("==")
+                assert pins.setdefault(package, version) == version
+    assert {"torch", "torchvision", "timm", "safetensors", "openvino"} <= set(pins)
+
+
+def test_an_unknown_variant_is_a_usage_error(wuwan: Any) -> None:
+    """Before any daemon is asked."""
+    done = wuwan("image", "build", "--variant", "tpu", env=dict(os.environ) | REFUSING)
+    assert done.returncode == 2
+    assert b"cpu, gpu" in done.stderr
 
 
 def test_build_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
