@@ -72,6 +72,13 @@ class Bundle:
             )
         return self.root / self.backends[backend]
 
+    def backend_on(self, device: str) -> str:
+        """The backend for "cpu" or "cuda" where none is named: torch on a GPU.
+
+        On a CPU it is openvino, where the bundle has weights for it.
+        """
+        return "openvino" if device == "cpu" and "openvino" in self.backends else "torch"
+
     def verify(self) -> None:
         """Compare every file with its sha256.
 

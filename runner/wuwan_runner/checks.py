@@ -15,8 +15,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import address, control, daemon, gpus, leftovers
+from wuwan_runner import address, control, daemon, gpus, leftovers, nvidia
 from wuwan_runner.errors import EngineError
+from wuwan_runner.launchers import local
 from wuwan_runner.options import Timeouts
 from wuwan_worker import __version__, bundle, labels, protocol
 
@@ -74,6 +75,7 @@ def run(scope: Scope) -> list[Check]:
         ("wuwan", lambda: [Check("wuwan", Outcome.OK, __version__)]),
         ("Docker daemon", lambda: docker(scope)),
         ("local libraries", lambda: [local_libraries()]),
+        ("local GPU", lambda: [local_gpu()]),
         ("models", models),
         ("sockets", lambda: [sockets()]),
         ("directories", lambda: [directory(*item) for item in scope.directories.items()]),
@@ -135,12 +137,14 @@ def docker(scope: Scope) -> list[Check]:
     try:
         with daemon.connected(scope.timeouts.docker) as client:
             version, info = client.api.version(), client.api.info()
-            image = _image(client, scope.image)
+            images = [_image(client, daemon.image_reference(scope.image))]
+            if gpus.offered(info, 0) and not scope.image:
+                images.append(_image(client, daemon.own_image("gpu"), "gpu"))
     except EngineError as error:
         return _no_docker(error)
     where = os.environ.get("DOCKER_HOST") or "the local socket"
     detail = f"{version.get('Version')}, API {version.get('ApiVersion')}, at {where}"
-    return [Check("Docker daemon", Outcome.OK, detail), gpu(info), image]
+    return [Check("Docker daemon", Outcome.OK, detail), gpu(info), *images]
 
 
 def daemon_advice() -> str:
@@ -159,38 +163,49 @@ def _no_docker(error: EngineError) -> list[Check]:
 
 def gpu(info: Mapping[str, Any]) -> Check:
     """Whether the daemon can give a container a GPU, by its /info."""
-    try:
-        request, _ = gpus.resolve("all", info, "gpu")
-    except EngineError:
+    offer = gpus.offered(info, 0)
+    if offer is None:
         return Check(
             "NVIDIA GPU",
             Outcome.WARN,
             "the daemon offers none: no `nvidia` runtime and no CDI device",
             "for a GPU, install the NVIDIA driver and Container Toolkit, and restart Docker",
         )
-    by = request.driver if request else "?"
-    return Check("NVIDIA GPU", Outcome.OK, f"offered by the daemon ({by})")
+    return Check("NVIDIA GPU", Outcome.OK, f"offered by the daemon ({offer.driver})")
 
 
-def _image(client: Any, image: str) -> Check:
+def local_gpu() -> Check:
+    """Whether a local worker would find a GPU, and what it needs there."""
+    name = "local GPU"
+    devices = nvidia.visible(os.environ, nvidia.count())
+    if not devices:
+        return Check(name, Outcome.WARN, "none is visible: local workers use the CPU")
+    detail = f"visible: {', '.join(devices)}"
+    if missing := local.missing("torch"):
+        detail = f"{detail}; not installed: {', '.join(missing)}"
+        return Check(name, Outcome.WARN, detail, "pip install 'wuwan[gpu]'")
+    return Check(name, Outcome.OK, detail)
+
+
+def _image(client: Any, reference: str, variant: str = "cpu") -> Check:
     import docker.errors
 
-    reference = daemon.image_reference(image)
+    # Whoever has no image for GPUs has a CPU.
+    name, worst, advice = {
+        "cpu": ("container image", Outcome.FAIL, daemon.build_hint("cpu")),
+        "gpu": ("GPU image", Outcome.WARN, daemon.build_hint("gpu")),
+    }[variant]
     try:
         found = client.api.inspect_image(reference)
     except docker.errors.ImageNotFound:
-        return Check(
-            "container image", Outcome.FAIL, f"{reference} is not there", "wuwan image build"
-        )
+        return Check(name, worst, f"{reference} is not there", advice)
     labels = found["Config"].get("Labels") or {}
     version = labels.get("org.opencontainers.image.version", "?")
     identity = str(found["Id"]).removeprefix("sha256:")[:12]
     detail = f"{reference} ({identity}), {found['Size'] / 1e6:,.0f} MB, version {version}"
     if version != __version__:
-        return Check(
-            "container image", Outcome.WARN, f"{detail}; this is {__version__}", "wuwan image build"
-        )
-    return Check("container image", Outcome.OK, detail)
+        return Check(name, Outcome.WARN, f"{detail}; this is {__version__}", advice)
+    return Check(name, Outcome.OK, detail)
 
 
 def local_libraries() -> Check:

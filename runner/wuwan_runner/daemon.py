@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _MEMORY = 3600.0  # seconds of the past in which a container's end is looked for
 _LAST_EVENT = 2.0  # seconds an end that is under way may take
 _FRESH = 5.0  # seconds: a newer end is the one that is asked for
+# A daemon may promise GPUs, and find out at a container's start that it has no driver for them.
+_GPU_ERROR = re.compile(r"nvidia|\bCDI\b|device driver", re.IGNORECASE)
+_GPU_HINT = "does `nvidia-smi` work on the daemon's machine? or use --gpus none"
 DEFAULT_SOCKET = "/var/run/docker.sock"
 # Labels of our containers and images.
 LABEL_WORKER = "io.wuwan.worker"  # the worker's name
@@ -34,6 +38,11 @@ LABEL_VARIANT = "io.wuwan.variant"  # of the image: cpu, gpu
 def own_image(variant: str) -> str:
     """The name of this version's own image of that variant."""
     return f"wuwan:{__version__}" if variant == "cpu" else f"wuwan:{__version__}-{variant}"
+
+
+def build_hint(variant: str) -> str:
+    """The command that makes this version's own image of that variant."""
+    return "wuwan image build" if variant == "cpu" else f"wuwan image build --variant {variant}"
 
 
 def image_reference(image: str) -> str:
@@ -72,7 +81,9 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
             hint="wuwan image build",
         ) from None
     except docker.errors.APIError as error:
-        raise EngineError(f"Docker refused: {explanation(error)}") from None
+        text = explanation(error)
+        hint = _GPU_HINT if _GPU_ERROR.search(text) else ""
+        raise EngineError(f"Docker refused: {text}", hint=hint) from None
     except requests.exceptions.Timeout:
         raise EngineError(
             f"the Docker daemon did not answer within {timeout:.0f} s",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Protocol
 
-from wuwan_runner import control
+from wuwan_runner import control, nvidia
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,23 +29,16 @@ class GpuMemory(Protocol):
 
 def nvml_memory() -> tuple[int, int] | None:
     """By NVML (the optional package nvidia-ml-py)."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    try:
-        readings = [
-            nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(index))
-            for index in range(nvml.nvmlDeviceGetCount())
-        ]
-    except nvml.NVMLError:
-        return None
-    finally:
-        nvml.nvmlShutdown()
+    with nvidia.nvml() as library:
+        if library is None:
+            return None
+        try:
+            readings = [
+                library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(index))
+                for index in range(library.nvmlDeviceGetCount())
+            ]
+        except library.NVMLError:
+            return None
     if not readings:
         return None
     fullest = max(readings, key=lambda reading: reading.used / reading.total)

@@ -17,9 +17,10 @@ import struct
 import threading
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import daemon
+from wuwan_runner import daemon, gpus
 from wuwan_runner.address import namespace
 from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.control import Control
@@ -56,10 +57,13 @@ class RemoteWorkers:
         self._options = options
         self._key = launcher.key(options.spec)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many workers this run uses."""
-        return self._options.workers or self.launcher.default_workers(self._options.spec)
+        options = self._options
+        return options.workers or gpus.workers(
+            options.spec.gpus, lambda: self.launcher.place(options.spec, options.timeouts)
+        )
 
     def acquire(self, slot: int) -> Connection:
         """A connection to the worker in that slot, which is started if there is none."""
@@ -72,7 +76,15 @@ class RemoteWorkers:
 
     def _connection(self, slot: int, name: str, *, private: bool) -> Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        link = Link(self._options, name, theirs, slot=slot, key=self._key, private=private)
+        link = Link(
+            self._options,
+            name,
+            theirs,
+            slot=slot,
+            key=self._key,
+            private=private,
+            notify=self.notify,
+        )
         connection = Connection(ours, slot, private, self._options.timeouts, link)
         # A start that has failed already says why when its end is read.
         with contextlib.suppress(ConnectionLostError):
@@ -89,7 +101,7 @@ def control_of(name: str, timeouts: Timeouts) -> Iterator[Control]:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     options = TagOptions(timeouts=timeouts)
-    link = Link(options, name, theirs, slot=0, key="", private=False, create=False)
+    link = Link(options, name, theirs, slot=0, key="", private=False, notify=None)
     try:
         with Control(ours, timeouts.control) as control:
             yield control
@@ -109,12 +121,12 @@ class Link:
         slot: int,
         key: str,
         private: bool,
-        create: bool = True,
+        notify: Callable[[str], None] | None,
     ) -> None:
-        """With `create` false, a container that is not there is an error."""
+        """Without `notify` no container is started: one that is not there is an error."""
         self.error: EngineError | None = None
         self.warm = False  # the container was there already
-        self._may_create = create
+        self._notify = notify
         self._options = options
         self._name = name
         self._sock = sock
@@ -216,14 +228,14 @@ class Link:
     def _up(self, client: Any) -> bool:
         """Whether the container runs; if it is not there, it is started."""
         state = self._state(client)
-        if not self._may_create:
+        if self._notify is None:
             if not state:
                 raise EngineError(f"there is no container {self._name}")
         elif not state:
             if self._log is not None:  # we have started one already
                 ending = daemon.post_mortem(client, self._name).with_log(self._log.ended(_JOIN))
                 raise containers.half_start(ending)
-            self._create(client)
+            self._create(client, self._notify)
         elif state == "created":
             # Its creator is about to start it, or died before it could; twice does no harm.
             client.api.start(self._name)
@@ -241,7 +253,7 @@ class Link:
         except docker.errors.NotFound:
             return ""
 
-    def _create(self, client: Any) -> None:
+    def _create(self, client: Any, notify: Callable[[str], None]) -> None:
         container = containers.create(
             client,
             self._options.spec,
@@ -250,6 +262,7 @@ class Link:
             slot=self._slot,
             ttl=self._ttl,
             key=self._key,
+            notify=notify,
         )
         log = containers.LogTail()
         try:

@@ -1,4 +1,4 @@
-"""Which GPUs a container gets."""
+"""Which GPUs the workers of a run get: one worker for each."""
 
 from __future__ import annotations
 
@@ -7,96 +7,174 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.errors import EngineError, UsageError
+from wuwan_worker import bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-_INDICES = re.compile(r"\d+(,\d+)*")
-_CDI_KIND = "nvidia.com/gpu"
+    from wuwan_runner.options import WorkerSpec
+
+_INDICES = re.compile(r"\d+(,\d+)*", re.ASCII)
+_INDEX = re.compile(r"\d+(:\d+)?", re.ASCII)  # in CDI
+_CDI_KIND = "nvidia.com/gpu="
 
 
 @dataclass(frozen=True, slots=True)
-class GpuRequest:
-    """What the daemon is asked for: a driver and the devices."""
+class Offer:
+    """GPUs that workers can be given."""
 
-    driver: str  # "nvidia" (the runtime's hook) or "cdi"
-    devices: tuple[str, ...]  # indices, or "all"
+    driver: str  # how: "cuda" (a process sees it), "nvidia" (Docker's runtime) or "cdi"
+    devices: tuple[str, ...]  # their names; empty where nobody here can tell
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why workers cannot have a GPU."""
+
+    cause: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the workers of a run go."""
+
+    driver: str = ""
+    devices: tuple[str, ...] = ()  # a worker for each; empty for the CPU
+    image: str = ""  # of containers
+    note: str = ""  # what a person may want to know about the choice
+
+    def device(self, slot: int) -> str | None:
+        """The GPU of the worker in that slot; None for the CPU. More workers go round and round."""
+        return self.devices[slot % len(self.devices)] if self.devices else None
 
 
 def check(choice: str) -> str:
     """`choice` if it is one of auto, all, none, or indices such as 0,1.
 
     Raises:
-        UsageError: otherwise.
+        UsageError: otherwise, or if an index is named twice.
     """
-    if choice in ("auto", "all", "none") or _INDICES.fullmatch(choice):
+    if _INDICES.fullmatch(choice):
+        indices = [int(index) for index in choice.split(",")]
+        if len(set(indices)) < len(indices):
+            raise UsageError(f"--gpus {choice} names a GPU twice", hint="each has one worker")
+        return ",".join(map(str, indices))
+    if choice in ("auto", "all", "none"):
         return choice
     raise UsageError(f"--gpus {choice!r} is not known", hint="auto, all, none, or indices: 0,1")
 
 
-def resolve(
-    choice: str, info: Mapping[str, Any], variant: str, slot: int = 0
-) -> tuple[GpuRequest | None, str]:
-    """What to ask the daemon for, and a sentence if the choice was not obvious.
+def by_name(choice: str) -> bool:
+    """Whether GPUs are asked for, so that having none is an error."""
+    return choice not in ("auto", "none")
+
+
+def workers(choice: str, place: Callable[[], Placement]) -> int:
+    """How many workers a run starts: one for each chosen GPU, one on a CPU.
+
+    `place` is called only where the number is not in `choice` itself: it may ask a daemon.
+    """
+    if choice == "all":
+        return max(1, len(place().devices))
+    return len(choice.split(",")) if by_name(choice) else 1
+
+
+def choose(
+    spec: WorkerSpec, offer: Offer | None, *, absent: Problem, obstacle: Problem | None
+) -> Placement:
+    """The GPUs for `spec`; "auto" takes one, so that the others stay free for other programs.
 
     Args:
-        choice: as `--gpus`.
-        info: the daemon's /info.
-        variant: of the image, "cpu" or "gpu".
-        slot: which of several workers this is; with indices, worker n gets the n-th GPU.
+        spec: what is wanted.
+        offer: the GPUs that are there.
+        absent: why there are none, if there are none.
+        obstacle: why one that is there could not be used.
 
     Raises:
         EngineError: if GPUs are asked for by name and cannot be had. There is no silent fall-back.
     """
-    if choice == "none":
-        return None, ""
-    offered = _offered(info)
-    if choice == "auto":
-        if offered is None:
-            return None, ""
-        if variant != "gpu":
-            return None, "the daemon offers GPUs, but the image is the CPU variant: using the CPU"
-        return GpuRequest(offered, ("all",)), ""
-    if offered is None:
-        raise EngineError(
-            f"--gpus {choice}: this Docker daemon offers no NVIDIA GPU (no `nvidia` runtime and no "
-            "CDI device)",
-            hint="install the NVIDIA driver and the NVIDIA Container Toolkit, run `nvidia-ctk "
-            "runtime configure --runtime=docker`, restart Docker; or use --gpus none",
-        )
-    if variant != "gpu":
-        raise EngineError(
-            f"--gpus {choice}: the container image has no GPU support",
-            hint="use a GPU image, or --gpus none",
-        )
-    if choice == "all":
-        return GpuRequest(offered, ("all",)), ""
+    auto = spec.gpus == "auto"
+    if spec.gpus == "none" or (auto and offer is None):
+        return Placement()
+    if offer is None:
+        raise _refusal(spec, absent)
+    if problem := _unfit(spec) or obstacle:
+        if not auto:
+            raise _refusal(spec, problem)
+        if spec.backend == "openvino":  # then the CPU is what was asked for
+            return Placement()
+        note = f"using the CPU, although there is a GPU: {problem.cause} ({problem.advice})"
+        return Placement(note=note)
+    if auto:
+        return Placement(offer.driver, (offer.devices or ("0",))[:1])
+    if spec.gpus != "all":
+        return Placement(offer.driver, _named(spec.gpus, offer.devices))
+    if not offer.devices:
+        note = "how many GPUs there are cannot be told from here: one worker, on the first"
+        return Placement(offer.driver, ("0",), note=f"{note} (for more, --gpus 0,1)")
+    return Placement(offer.driver, offer.devices)
+
+
+def _refusal(spec: WorkerSpec, problem: Problem) -> EngineError:
+    return EngineError(
+        f"--gpus {spec.gpus}: {problem.cause}", hint=f"{problem.advice}; or use --gpus none"
+    )
+
+
+def _named(choice: str, devices: Sequence[str]) -> tuple[str, ...]:
     indices = choice.split(",")
-    return GpuRequest(offered, (indices[slot % len(indices)],)), ""
+    if not devices:
+        return tuple(indices)
+    if over := [index for index in indices if int(index) >= len(devices)]:
+        raise EngineError(
+            f"--gpus {choice}: there is no GPU {over[0]}",
+            hint=f"there are {len(devices)}, counted from 0",
+        )
+    return tuple(devices[int(index)] for index in indices)
 
 
-def _offered(info: Mapping[str, Any]) -> str | None:
+def _unfit(spec: WorkerSpec) -> Problem | None:
+    """Why `spec` runs on no GPU, whichever it is; None if it does, as far as is known here."""
+    if spec.backend not in ("auto", "torch"):
+        return Problem(f"the backend {spec.backend} is for CPUs", "use --backend torch")
+    try:
+        model = bundle.load(bundle.find(spec.model))
+    except bundle.BundleError:
+        return None  # it may be in the container image
+    if "torch" in model.backends:
+        return None
+    return Problem(f"the model {model.name} has no weights for GPUs", "choose another --model")
+
+
+def offered(info: Mapping[str, Any], total: int) -> Offer | None:
+    """What a Docker daemon can give to containers.
+
+    Args:
+        info: the daemon's /info.
+        total: how many GPUs its machine has; 0 if that is not known.
+    """
+    cdi = _cdi_devices(info)
     if "nvidia" in (info.get("Runtimes") or {}):
-        return "nvidia"
-    devices: Sequence[Mapping[str, Any]] = info.get("DiscoveredDevices") or ()
-    if any(str(device.get("ID", "")).startswith(_CDI_KIND) for device in devices):
-        return "cdi"
-    return None
+        # The runtime goes by index alone.
+        return Offer("nvidia", tuple(map(str, range(total or sum(map(str.isdecimal, cdi))))))
+    return Offer("cdi", cdi) if cdi else None
 
 
-def device_requests(request: GpuRequest | None) -> list[dict[str, Any]]:
+def _cdi_devices(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """One name for each device: a GPU may have several, its index, its UUID, and "all"."""
+    found = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or ()]
+    names = {name.removeprefix(_CDI_KIND) for name in found if name.startswith(_CDI_KIND)}
+    # 0, 1, or 0:0, 0:1 for the parts of a GPU that is divided (MIG).
+    indices = [name for name in names if _INDEX.fullmatch(name)]
+    indices.sort(key=lambda name: [int(part) for part in name.split(":")])
+    return tuple(indices or sorted(names - {"all"}) or names)
+
+
+def device_requests(driver: str, device: str | None) -> list[dict[str, Any]]:
     """The HostConfig.DeviceRequests of the Docker API."""
-    if request is None:
+    if device is None:
         return []
-    if request.driver == "cdi":
-        names = [f"{_CDI_KIND}={device}" for device in request.devices]
-        return [{"Driver": "cdi", "DeviceIDs": names}]
-    every = request.devices == ("all",)
-    return [
-        {
-            "Driver": "nvidia",
-            "Count": -1 if every else 0,
-            "DeviceIDs": [] if every else list(request.devices),
-            "Capabilities": [["gpu"]],
-        }
-    ]
+    if driver == "cdi":
+        return [{"Driver": "cdi", "DeviceIDs": [f"{_CDI_KIND}{device}"]}]
+    return [{"Driver": "nvidia", "DeviceIDs": [device], "Capabilities": [["gpu"]]}]

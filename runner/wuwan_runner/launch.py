@@ -35,11 +35,13 @@ class Launch:
         ttl: float,
         timeouts: Timeouts,
         prepare: Callable[[], None],
+        notify: Callable[[str], None],
     ) -> None:
-        """`prepare` is called before the start, in the same thread."""
+        """`prepare` is called in the thread of the start, before it. `notify`: `Launcher.start`."""
         self.warm = False
         self.error: EngineError | None = None
         self._prepare = prepare
+        self._notify = notify
         self._started: Started | None = None
         self._cancelled = threading.Event()
         self._thread = threading.Thread(
@@ -68,6 +70,7 @@ class Launch:
                 ttl=ttl,
                 timeouts=timeouts,
                 cancelled=self._cancelled,
+                notify=self._notify,
             )
         except EngineError as error:
             self.error = error

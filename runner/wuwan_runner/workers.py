@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, daemon, eviction, launchers
+from wuwan_runner import address, daemon, eviction, gpus, launchers
 from wuwan_runner.address import Address
 from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.errors import EngineError
@@ -38,28 +39,32 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
                 return launcher
         except EngineError:  # a model that this launcher does not know
             continue
+    spec = options.spec
     if not daemon.may_answer():
-        return _local(local, options.spec, "no Docker daemon here")
-    reference = daemon.image_reference(options.spec.image)
+        if spec.image:
+            raise EngineError(
+                f"--image {spec.image} needs Docker: no Docker daemon here",
+                hint="start Docker, or set DOCKER_HOST",
+            )
+        return local
     try:
-        with daemon.connected(options.timeouts.docker) as client:
-            client.images.get(reference)
+        contained = docker.place(spec, options.timeouts)
     except EngineError as error:
-        if options.spec.image or options.spec.gpus not in ("auto", "none"):
+        if spec.image or (gpus.by_name(spec.gpus) and not _has_gpu(local, options)):
             raise  # what was asked for by name needs Docker
         notify(f"using the local runner: {error} ({error.hint})")
+        return local
+    if spec.gpus == "auto" and not (contained.devices or spec.image) and _has_gpu(local, options):
+        notify("using the local runner: it has a GPU, a container would have none")
         return local
     return docker
 
 
-def _local(local: Launcher, spec: WorkerSpec, reason: str) -> Launcher:
-    if spec.image or spec.gpus not in ("auto", "none"):
-        wanted = f"--image {spec.image}" if spec.image else f"--gpus {spec.gpus}"
-        raise EngineError(
-            f"{wanted} needs Docker: {reason}",
-            hint="start Docker, or set DOCKER_HOST",
-        )
-    return local
+def _has_gpu(launcher: Launcher, options: TagOptions) -> bool:
+    try:
+        return bool(launcher.place(options.spec, options.timeouts).devices)
+    except EngineError:
+        return False
 
 
 def is_warm(launcher: Launcher, spec: WorkerSpec) -> bool:
@@ -82,10 +87,13 @@ class Workers:
         self._options = options
         self._key = launcher.key(options.spec)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many workers this run uses."""
-        return self._options.workers or self.launcher.default_workers(self._options.spec)
+        options = self._options
+        return options.workers or gpus.workers(
+            options.spec.gpus, lambda: self.launcher.place(options.spec, options.timeouts)
+        )
 
     def acquire(self, slot: int) -> Connection:
         """A connection to the worker in that slot, which is started if there is none.
@@ -133,6 +141,7 @@ class Workers:
             ttl=0.0 if private else self._options.ttl,
             timeouts=self._options.timeouts,
             prepare=lambda: eviction.make_room(place, self._options.max_cached, self.notify),
+            notify=self.notify,
         )
         return self._connection(Connection(sock, slot, private, self._options.timeouts, launch))
 

@@ -65,8 +65,7 @@ def load(
     """Load `bundle`, whose labels are `levels`.
 
     Args:
-        name: of the backend; "auto" for torch on a GPU, and on a CPU for openvino where the bundle
-            has weights for it.
+        name: of the backend; "auto" for the bundle's own on that device.
         bundle: what to load.
         levels: its labels.
         device: "cpu" or "cuda", the first GPU that this process sees. Never the other one instead.
@@ -78,7 +77,7 @@ def load(
         BundleError: if the bundle has no weights for the backend.
     """
     if name == "auto":
-        name = "openvino" if device == "cpu" and "openvino" in bundle.backends else "torch"
+        name = bundle.backend_on(device)
     if name not in REGISTRY:
         raise BackendError(f"no backend named {name!r}; there is: {', '.join(REGISTRY)}")
     module, function = REGISTRY[name].split(":")

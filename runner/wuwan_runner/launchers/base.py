@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import socket
     import threading
+    from collections.abc import Callable
 
+    from wuwan_runner.gpus import Placement
     from wuwan_runner.options import Timeouts, WorkerSpec
     from wuwan_worker.protocol import Welcome
 
@@ -62,8 +64,12 @@ class Launcher(Protocol):
         """Names the workers that serve `spec`. Fast: no Docker call, no heavy import."""
         ...
 
-    def default_workers(self, spec: WorkerSpec) -> int:
-        """How many workers a cold run starts: one for each chosen GPU, one on a CPU."""
+    def place(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+        """Where workers for `spec` would run, as far as that can be told before one is started.
+
+        Raises:
+            EngineError: if this launcher cannot start any: no Docker, no image, no such GPU.
+        """
         ...
 
     def start(
@@ -75,8 +81,11 @@ class Launcher(Protocol):
         ttl: float,
         timeouts: Timeouts,
         cancelled: threading.Event,
+        notify: Callable[[str], None],
     ) -> Started:
         """Start a worker that serves `listener`; returns once the worker holds it.
+
+        `notify` is told, in one line, where it runs if that is not obvious.
 
         Raises:
             EngineError: if it cannot be started; nothing is left then.

@@ -8,6 +8,7 @@ nothing of the worker is in the file system, and the container removes itself wh
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import shutil
@@ -19,8 +20,9 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import address, daemon, gpus, leftovers
+from wuwan_runner import address, daemon, gpus, leftovers, nvidia
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError
+from wuwan_runner.gpus import Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
 from wuwan_worker import protocol
 from wuwan_worker.protocol import Adopt
@@ -78,15 +80,16 @@ class DockerLauncher:
                 "model": spec.model,
                 "backend": spec.backend,
                 "gpus": spec.gpus,
-                "image": daemon.image_reference(spec.image),
+                "image": spec.image,
                 "memory": spec.memory,
                 "host": os.environ.get("DOCKER_HOST", ""),
             },
         )
 
-    def default_workers(self, spec: WorkerSpec) -> int:
-        """See `Launcher.default_workers`."""
-        return len(spec.gpus.split(",")) if spec.gpus[:1].isdigit() else 1
+    def place(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+        """See `Launcher.place`."""
+        with daemon.connected(timeouts.docker) as client:
+            return place(client, spec)
 
     def start(
         self,
@@ -97,6 +100,7 @@ class DockerLauncher:
         ttl: float,
         timeouts: Timeouts,
         cancelled: threading.Event,
+        notify: Callable[[str], None],
     ) -> DockerStarted:
         """See `Launcher.start`."""
         name = new_name(spec.model)
@@ -109,6 +113,7 @@ class DockerLauncher:
                 slot=slot,
                 ttl=ttl,
                 key=self.key(spec),
+                notify=notify,
                 boot=path,
             )
             log = LogTail()
@@ -135,6 +140,58 @@ class DockerLauncher:
         remove(worker.name, timeouts)
 
 
+_NO_GPU = Problem(
+    "this Docker daemon offers no NVIDIA GPU (no `nvidia` runtime and no CDI device)",
+    "install the NVIDIA driver and the NVIDIA Container Toolkit, run `nvidia-ctk runtime "
+    "configure --runtime=docker`, restart Docker",
+)
+
+
+def place(client: docker.DockerClient, spec: WorkerSpec) -> Placement:
+    """The image and the GPUs for `spec`; the image is there.
+
+    This version's own image is the one for GPUs where the workers get one or need torch, and
+    otherwise the one for CPUs.
+
+    Raises:
+        EngineError: if a GPU or the image is missing.
+    """
+    candidate = spec.image or daemon.own_image("gpu")
+    variant = _variant(client, candidate)
+    if spec.image and variant is None:
+        raise _no_image(spec.image, "cpu")
+    placement = Placement()
+    if spec.gpus != "none":
+        # A daemon elsewhere has the GPUs of its own machine.
+        total = 0 if daemon.is_remote() else nvidia.count()
+        obstacle = None
+        if variant is None:
+            obstacle = Problem(f"there is no image {candidate}", daemon.build_hint("gpu"))
+        elif variant != "gpu":
+            obstacle = Problem(f"the image {candidate} has no GPU support", "use a GPU image")
+        offer = gpus.offered(client.api.info(), total)
+        placement = gpus.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
+    own = "gpu" if placement.devices or spec.backend == "torch" else "cpu"
+    image = spec.image or daemon.own_image(own)
+    if _variant(client, image) is None:
+        raise _no_image(image, own)
+    return dataclasses.replace(placement, image=image)
+
+
+def _no_image(image: str, own: str) -> EngineError:
+    return EngineError(f"the container image {image} is not there", hint=daemon.build_hint(own))
+
+
+def _variant(client: docker.DockerClient, image: str) -> str | None:
+    """What an image is for, "cpu" or "gpu"; None where it is not there."""
+    import docker.errors
+
+    try:
+        return str(client.images.get(image).labels.get(daemon.LABEL_VARIANT, "cpu"))
+    except docker.errors.ImageNotFound:
+        return None
+
+
 def create(
     client: docker.DockerClient,
     spec: WorkerSpec,
@@ -144,6 +201,7 @@ def create(
     slot: int,
     ttl: float,
     key: str,
+    notify: Callable[[str], None],
     boot: Path | None = None,
 ) -> str:
     """Create a worker's container; its id.
@@ -156,18 +214,17 @@ def create(
         slot: which of several workers it is.
         ttl: seconds.
         key: as `Launcher.key`.
+        notify: as `Launcher.start`.
         boot: the socket that it gets as its only mount, if any.
     """
     import docker.errors
     from docker.types import LogConfig, Mount
 
-    reference = daemon.image_reference(spec.image)
-    requests: list[Any] = []
-    if spec.gpus != "none":
-        labels = client.images.get(reference).labels
-        variant = labels.get(daemon.LABEL_VARIANT, "cpu")
-        request, _ = gpus.resolve(spec.gpus, client.api.info(), variant, slot)
-        requests = gpus.device_requests(request)
+    placement = place(client, spec)
+    device = placement.device(slot)
+    requests: list[Any] = gpus.device_requests(placement.driver, device)
+    if placement.note and slot == 0:
+        notify(placement.note)
     host_config = client.api.create_host_config(
         network_mode="none",
         read_only=True,
@@ -186,7 +243,7 @@ def create(
     )
     try:
         created = client.api.create_container(
-            image=reference,
+            image=placement.image,
             name=name,
             command=[
                 "python",
@@ -197,7 +254,7 @@ def create(
                 "--runner=docker",
                 f"--model={spec.model}",
                 f"--backend={spec.backend}",
-                f"--device={'cuda' if requests else 'cpu'}",
+                f"--device={'cuda' if device else 'cpu'}",
                 f"--ttl={ttl}",
             ],
             user=USER,

@@ -1,4 +1,4 @@
-"""Runs the worker as a process of this user: no Docker, no GPU, no torch."""
+"""Runs the worker as a process of this user, on the CPU or on a GPU that the user sees."""
 
 from __future__ import annotations
 
@@ -10,20 +10,45 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address
+from wuwan_runner import address, gpus, nvidia
 from wuwan_runner.errors import EngineError
+from wuwan_runner.gpus import Offer, Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
 from wuwan_worker import bundle
 
 if TYPE_CHECKING:
     import socket
     import threading
+    from collections.abc import Callable
 
     from wuwan_runner.options import Timeouts, WorkerSpec
     from wuwan_worker.protocol import Welcome
 
-REQUIRED = ("numpy", "openvino", "PIL", "pillow_heif")
+# What each backend imports, and the extra of wuwan that installs it.
+NEEDED = {
+    "openvino": ("numpy", "PIL", "pillow_heif", "openvino"),
+    "torch": ("numpy", "PIL", "pillow_heif", "torch", "torchvision", "timm", "safetensors"),
+}
+EXTRAS = {"openvino": "cpu", "torch": "gpu"}
 _LOG_TAIL = 4000  # bytes shown of a dead worker's log
+_NO_GPU = Problem(
+    "no NVIDIA GPU is visible here",
+    f"`nvidia-smi` shows what the driver sees, {nvidia.VISIBLE} may hide some of it",
+)
+
+
+def missing(backend: str) -> list[str]:
+    """What `backend` imports and is not installed; looked up, not imported."""
+    return [name for name in NEEDED.get(backend, ()) if importlib.util.find_spec(name) is None]
+
+
+def _not_installed(backend: str) -> Problem | None:
+    if not (names := missing(backend)):
+        return None
+    return Problem(
+        f"a local worker needs {', '.join(names)}, which is not installed",
+        f"pip install 'wuwan[{EXTRAS[backend]}]', or use --runner docker",
+    )
 
 
 # Workers that outlive their run are still this process's children until it ends: waited for here,
@@ -92,13 +117,18 @@ class LocalLauncher:
                 "model": str(model.root),
                 "bundle": model.fingerprint,
                 "backend": spec.backend,
+                "gpus": spec.gpus,
+                "visible": os.environ.get(nvidia.VISIBLE, "all") if spec.gpus != "none" else "",
             },
         )
 
-    def default_workers(self, spec: WorkerSpec) -> int:
-        """See `Launcher.default_workers`."""
-        del spec
-        return 1
+    def place(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+        """See `Launcher.place`."""
+        del timeouts
+        visible = nvidia.visible(os.environ, nvidia.count()) if spec.gpus != "none" else ()
+        offer = Offer("cuda", visible) if visible else None
+        obstacle = _not_installed("torch") if visible else None
+        return gpus.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
 
     def start(
         self,
@@ -109,19 +139,19 @@ class LocalLauncher:
         ttl: float,
         timeouts: Timeouts,
         cancelled: threading.Event,
+        notify: Callable[[str], None],
     ) -> LocalStarted:
         """See `Launcher.start`."""
-        del slot, timeouts, cancelled
-        if spec.gpus not in ("auto", "none"):
-            raise EngineError(
-                f"--gpus {spec.gpus}: the local runner has no GPU backend",
-                hint="use --runner docker with a GPU image, or --gpus none",
-            )
-        if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
-            raise EngineError(
-                f"a local worker needs {', '.join(missing)}, which is not installed",
-                hint="pip install 'wuwan[cpu]', or use --runner docker",
-            )
+        del cancelled
+        placement = self.place(spec, timeouts)
+        device = placement.device(slot)
+        if placement.note and slot == 0:
+            notify(placement.note)
+        model = bundle.load(bundle.find(spec.model))
+        on = "cuda" if device else "cpu"
+        backend = model.backend_on(on) if spec.backend == "auto" else spec.backend
+        if problem := _not_installed(backend):
+            raise EngineError(problem.cause, hint=problem.advice)
         _reap()
         name = new_name(spec.model)
         # The log goes to memory that vanishes with its last holder: no file to clean up, and the
@@ -137,14 +167,16 @@ class LocalLauncher:
                     f"--listen-fd={listener.fileno()}",
                     f"--name={name}",
                     f"--runner={self.name}",
-                    f"--model={bundle.find(spec.model)}",
+                    f"--model={model.root}",
                     f"--backend={spec.backend}",
+                    f"--device={on}",
                     f"--ttl={ttl}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
+                env=nvidia.environment(os.environ, device),
                 start_new_session=True,
                 cwd="/",
             )

@@ -14,6 +14,8 @@ and by the environment::
     WUWAN_FAULT_LOAD=sleep:SECONDS | raise | hungry     when the model is loaded
     WUWAN_FAULT_DECODE=SECONDS                          each image takes that much longer
     WUWAN_FAULT_INFER_AFTER=N                           each call of the backend after N raises
+    WUWAN_FAULT_GPU=1                                   a worker for a GPU computes on the CPU, and
+                                                        says which GPU it was given
 """
 
 from __future__ import annotations
@@ -82,7 +84,12 @@ def _patch_backends(module: ModuleType) -> None:
 
     def load(*arguments: Any, **options: Any) -> Any:
         _obey(os.environ.get("WUWAN_FAULT_LOAD", ""))
-        backend = original(*arguments, **options)
+        if "WUWAN_FAULT_GPU" in os.environ and options["device"] == "cuda":
+            options["device"] = "cpu"
+            backend = original(*arguments, **options)
+            backend.device = f"GPU {os.environ['CUDA_VISIBLE_DEVICES']}"
+        else:
+            backend = original(*arguments, **options)
         if limit >= 0:
             infer = backend.infer
 
