@@ -56,7 +56,13 @@ Runner = Annotated[
     ),
 ]
 Gpus = Annotated[
-    str, typer.Option("--gpus", metavar="auto|all|none|0,1", callback=_gpus, help="Which GPUs.")
+    str,
+    typer.Option(
+        "--gpus",
+        metavar="auto|all|none|0,1",
+        callback=_gpus,
+        help="One worker for each of these GPUs; auto: one GPU if it can be used, or the CPU.",
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -89,7 +95,9 @@ MaxCached = Annotated[
 Image = Annotated[
     str,
     typer.Option(
-        "--image", metavar="NAME", help="The container image.  [default: this version's own]"
+        "--image",
+        metavar="NAME",
+        help="The container image.  [default: this version's own, for GPUs where one is used]",
     ),
 ]
 Memory = Annotated[

@@ -57,7 +57,7 @@ def test_creator_died_before_it_could_start(
     name = f"{tools.inventory.namespace}-{key}-0"
     with daemon.connected(30) as client:
         listen = ["--listen", exec_channel.LISTEN_NAME]
-        docker_launcher.create(client, spec, name, listen, slot=0, ttl=2, key=key)
+        docker_launcher.create(client, spec, name, listen, slot=0, ttl=2, key=key, notify=print)
     assert tools.inventory.containers() == [name]
     album = tools.album(3)
     done = wuwan(
