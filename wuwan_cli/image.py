@@ -69,7 +69,7 @@ def build(
     pull: Annotated[bool, typer.Option("--pull/--no-pull", help="Look for a newer base.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every step anew.")] = False,
 ) -> None:
-    """Build the container image; takes a minute or two where nothing is cached."""
+    """Build the container image; takes a minute where nothing is cached, for GPUs three."""
     from wuwan_runner import image_build
 
     options = image_build.BuildOptions(
