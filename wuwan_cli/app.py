@@ -24,6 +24,8 @@ VERBS = {
     "warm": Verb("wuwan_cli.warm", "Start a worker ahead of a run."),
     "stop": Verb("wuwan_cli.stop", "End workers in good order."),
     "logs": Verb("wuwan_cli.logs", "Show a worker's last log lines."),
+    "model": Verb("wuwan_cli.model", "List, add, verify and remove models."),
+    "labels": Verb("wuwan_cli.labels", "List and search the labels of a model."),
     "image": Verb("wuwan_cli.image", "Build the container image."),
     "bench": Verb("wuwan_cli.bench", "Measure speed and memory, and the distance to the limit."),
     "doctor": Verb("wuwan_cli.doctor", "Say what works here, and what to do about the rest."),

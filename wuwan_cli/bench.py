@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wuwan_cli import common  # noqa: TC001  # typer reads the annotations
+from wuwan_cli import common
 from wuwan_runner.errors import UsageError
 from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
 
@@ -25,12 +25,7 @@ GENERATED = 48  # photos
 _STAGE_PHOTOS = 64
 _FIRSTS = 5  # runs for the time to the first record
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = common.application()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +70,7 @@ def bench(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs for each figure.")] = 5,
     runner: common.Runner = "local",
     model: common.Model = _DEFAULTS.spec.model,
+    backend: common.Backend = _DEFAULTS.spec.backend,
     image: common.Image = _DEFAULTS.spec.image,
     sizes: Annotated[
         bool,
@@ -99,7 +95,7 @@ def bench(
 
     if runner == "auto":
         raise UsageError("--runner auto: name the runner to measure", hint="local or docker")
-    spec = WorkerSpec(model=model, image=image)
+    spec = WorkerSpec(model=model, backend=backend, image=image)
     with tempfile.TemporaryDirectory(prefix="wuwan-bench-") as scratch, measure.apart():
         photos = _photos(directory, Path(scratch))
         report = _measure(photos, images, repeats, runner, spec, say)
@@ -155,7 +151,8 @@ def _measure(
     from wuwan_cli import measure
     from wuwan_runner import fleet
 
-    common_options = ["--runner", runner, "--model", spec.model, "--quiet"]
+    common_options = ["--runner", runner, "--quiet", "--model", spec.model]
+    common_options += ["--backend", spec.backend]
     if spec.image:
         common_options += ["--image", spec.image]
     one = [*common_options, photos[0]]

@@ -1,4 +1,4 @@
-"""Options that several verbs have: which worker is wanted."""
+"""What several verbs have in common: how they are made, and which worker is wanted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ from typing import Annotated
 
 import typer
 
+from wuwan_runner import launchers
 from wuwan_runner.errors import UsageError
-from wuwan_runner.launchers import REGISTRY
+from wuwan_runner.options import TagOptions, WorkerSpec
+from wuwan_worker import backends
 
-RUNNERS = ("auto", *REGISTRY)
+RUNNERS = ("auto", *launchers.REGISTRY)
+BACKENDS = ("auto", *backends.REGISTRY)
 CHANNELS = ("auto", "socket", "exec")
 _MEMORY = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
+
+
+def application(*, group: bool = False) -> typer.Typer:
+    """A verb's Typer application; a `group` has commands of its own."""
+    return typer.Typer(
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        no_args_is_help=group,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 def one_of(what: str, value: str, known: tuple[str, ...]) -> str:
@@ -45,6 +59,15 @@ def _memory(value: str) -> str:
 Model = Annotated[
     str, typer.Option("--model", metavar="NAME", help="A model bundle's name or directory.")
 ]
+Level = Annotated[
+    str,
+    typer.Option(
+        "--level",
+        metavar="LEVEL",
+        help="How detailed the labels are, for models that have levels: general-zh has coarse, mid "
+        "and fine.  [default: the model's]",
+    ),
+]
 Runner = Annotated[
     str,
     typer.Option(
@@ -53,6 +76,16 @@ Runner = Annotated[
         callback=lambda value: one_of("runner", value, RUNNERS),
         autocompletion=lambda: list(RUNNERS),
         help="Where the model runs.",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="|".join(BACKENDS),
+        callback=lambda value: one_of("backend", value, BACKENDS),
+        autocompletion=lambda: list(BACKENDS),
+        help="What runs the network: auto is torch on a GPU, openvino on a CPU.",
     ),
 ]
 Gpus = Annotated[
@@ -113,3 +146,27 @@ Channel = Annotated[
         help="How images get into a container: a socket passes open files, exec passes bytes.",
     ),
 ]
+
+
+def worker_options(
+    *,
+    model: str,
+    backend: str,
+    runner: str,
+    gpus: str,
+    workers: int | None,
+    ttl: float,
+    max_cached: int,
+    image: str,
+    memory: str,
+    channel: str,
+) -> TagOptions:
+    """The options that say which workers are wanted; the others have their defaults."""
+    return TagOptions(
+        spec=WorkerSpec(model=model, backend=backend, gpus=gpus, image=image, memory=memory),
+        runner=runner,
+        channel=channel,
+        workers=workers,
+        ttl=ttl,
+        max_cached=max_cached,
+    )

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wuwan_cli import common
 from wuwan_runner.errors import ExitCode
+from wuwan_worker import places
 
 if TYPE_CHECKING:
     from wuwan_runner.checks import Check, Scope
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = common.application()
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -46,7 +43,7 @@ def doctor(
         image=image,
         directories={
             "runtime": [_runtime(), Path(tempfile.gettempdir())],
-            "cache": [_cache(), Path(tempfile.gettempdir())],
+            "cache": [places.cache(), Path(tempfile.gettempdir())],
             "log": boundary.log_directories(),
         },
     )
@@ -63,11 +60,6 @@ def doctor(
 
 def _runtime() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(base if base.startswith("/") else Path("~/.cache").expanduser(), "wuwan")
 
 
 def _clean(scope: Scope) -> None:

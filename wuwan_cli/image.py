@@ -9,16 +9,11 @@ from typing import Annotated, Self
 
 import typer
 
+from wuwan_cli import common
 from wuwan_cli.boundary import printable
 from wuwan_cli.common import one_of
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = common.application(group=True)
 
 
 def _variant(value: str) -> str:
@@ -55,6 +50,15 @@ def build(
             help="A base image with Python and pip.  [default: the Dockerfile's]",
         ),
     ] = "",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Put a model of yours into the image, as a daemon on another machine needs it. "
+            "Repeatable.",
+        ),
+    ] = None,
     build_arg: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,6 +80,7 @@ def build(
         tag=tag,
         variant=variant,
         base=base,
+        models=tuple(model or ()),
         arguments=image_build.parse_arguments(build_arg or []),
         network=network,
         pull=pull,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, daemon, fleet, launchers
+from wuwan_runner import address, daemon, fleet, launchers, model_place
 from wuwan_runner.address import Address
 from wuwan_runner.errors import EngineError, WuwanError
 from wuwan_runner.options import Timeouts, WorkerSpec
@@ -158,11 +158,14 @@ def stages(
     Raises:
         EngineError: if it cannot be run there.
     """
-    command = [sys.executable, "-m", "wuwan_worker.stages"]
+    command, model = [sys.executable, "-m", "wuwan_worker.stages"], spec.model
     if runner == "docker":
         image = daemon.image_reference(spec.image)
-        command = ["docker", "run", "-i", "--rm", "--network=none", image, "python", *command[1:]]
-    command += [f"--model={spec.model}", f"--seconds={seconds}"]
+        model, directory = model_place.place(spec.model, image, {})
+        mount = [f"--volume={directory}:{model}:ro"] if directory else []
+        container = ["docker", "run", "-i", "--rm", "--network=none", *mount, image, "python"]
+        command = [*container, *command[1:]]
+    command += [f"--model={model}", f"--backend={spec.backend}", f"--seconds={seconds}"]
     blobs = bytearray()
     for photo in photos:
         data = Path(photo).read_bytes()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wuwan_cli import common
 from wuwan_runner.options import Timeouts
 
 _WIDE = 200
@@ -15,12 +16,7 @@ _WIDE = 200
 if TYPE_CHECKING:
     from wuwan_runner.fleet import Member
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = common.application()
 
 
 @app.command()

@@ -6,15 +6,11 @@ from typing import Annotated
 
 import typer
 
+from wuwan_cli import common
 from wuwan_runner.errors import UsageError
 from wuwan_runner.options import Timeouts
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = common.application()
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from wuwan_cli import common
 from wuwan_cli.progress import Mode
 from wuwan_runner.errors import ExitCode
-from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
+from wuwan_runner.options import Selection, TagOptions, Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = TagOptions()
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = common.application()
 
 
 @app.command(
@@ -68,7 +64,9 @@ def tag(
             help="Leave out labels under this, 0 to 1.",
         ),
     ] = _DEFAULTS.min_score,
+    level: common.Level = _DEFAULTS.level,
     model: common.Model = _DEFAULTS.spec.model,
+    backend: common.Backend = _DEFAULTS.spec.backend,
     runner: common.Runner = _DEFAULTS.runner,
     gpus: common.Gpus = _DEFAULTS.spec.gpus,
     workers: common.Workers = None,
@@ -143,17 +141,24 @@ def tag(
     """Tag images with Chinese labels; one JSON object a line, in the order of the input."""
     from wuwan_cli.inputs import Inputs
 
-    options = TagOptions(
-        spec=WorkerSpec(model=model, gpus=gpus, image=image, memory=memory),
-        runner=runner,
-        channel=channel,
-        workers=workers,
+    options = dataclasses.replace(
+        common.worker_options(
+            model=model,
+            backend=backend,
+            runner=runner,
+            gpus=gpus,
+            workers=workers,
+            ttl=ttl,
+            max_cached=max_cached,
+            image=image,
+            memory=memory,
+            channel=channel,
+        ),
         top_k=top_k,
         min_score=min_score,
         exact=exact,
+        level=level,
         batch_size=batch_size,
-        ttl=ttl,
-        max_cached=max_cached,
         selection=Selection(
             recursive=not no_recursive,
             hidden=hidden,

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from wuwan_cli import common  # noqa: TC001  # typer reads the annotations
-from wuwan_runner.options import TagOptions, WorkerSpec
+from wuwan_cli import common
+from wuwan_runner.options import TagOptions
 
 _DEFAULTS = TagOptions()
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = common.application()
 
 
 @app.command()
 def warm(
     model: common.Model = _DEFAULTS.spec.model,
+    backend: common.Backend = _DEFAULTS.spec.backend,
     runner: common.Runner = _DEFAULTS.runner,
     gpus: common.Gpus = _DEFAULTS.spec.gpus,
     workers: common.Workers = None,
@@ -33,13 +29,17 @@ def warm(
     from wuwan_cli.boundary import say
     from wuwan_runner import Tagger
 
-    options = TagOptions(
-        spec=WorkerSpec(model=model, gpus=gpus, image=image, memory=memory),
+    options = common.worker_options(
+        model=model,
+        backend=backend,
         runner=runner,
-        channel=channel,
+        gpus=gpus,
         workers=workers,
         ttl=ttl,
         max_cached=max_cached,
+        image=image,
+        memory=memory,
+        channel=channel,
     )
     with Tagger(options, notify=say) as tagger:
         for worker in tagger.warm():

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wuwan_worker import places
+
 MANIFEST = "bundle.toml"
 EMBEDDED = Path(__file__).parent / "bundles"
+# A name is part of paths, of an image's label and of what people type.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class BundleError(Exception):
@@ -56,6 +61,7 @@ class Bundle:
     activation: str  # still to be applied to the output: "none", "softmax" or "sigmoid"
     levels: tuple[str, ...]  # of its labels, broadest first; one level without a name: ("",)
     default_level: str
+    aliases: dict[str, tuple[str, ...]]  # other names of terms, for a search: 犬 -> (狗,)
     files: dict[str, str]  # file name -> sha256
     fingerprint: str  # sha256 of the manifest, which holds the sha256 of all other files
 
@@ -140,7 +146,7 @@ def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
         raise ValueError(f"input.interpolation {shape['interpolation']!r} is not known")
     if output["activation"] not in ("none", "softmax", "sigmoid"):
         raise ValueError(f"output.activation {output['activation']!r} is not known")
-    levels, default_level = _levels(content.get("labels", {}))
+    levels, default_level, aliases = _labels(content.get("labels", {}))
     return Bundle(
         root=root,
         name=str(content["name"]),
@@ -163,20 +169,26 @@ def _parse(root: Path, content: dict[str, Any], fingerprint: str) -> Bundle:
         activation=str(output["activation"]),
         levels=levels,
         default_level=default_level,
+        aliases=aliases,
         files={str(key): str(value) for key, value in content["files"].items()},
         fingerprint=fingerprint,
     )
 
 
-def _levels(table: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    if not table:
-        return ("",), ""
+def _labels(
+    table: dict[str, Any],
+) -> tuple[tuple[str, ...], str, dict[str, tuple[str, ...]]]:
+    aliases = {
+        str(term): tuple(map(str, names)) for term, names in dict(table.get("aliases", {})).items()
+    }
+    if "levels" not in table:
+        return ("",), "", aliases
     levels, default = tuple(map(str, table["levels"])), str(table["default"])
     if not levels or len(set(levels)) < len(levels) or "" in levels:
         raise ValueError("labels.levels must be different names")
     if default not in levels:
         raise ValueError(f"labels.default {default!r} is not in labels.levels")
-    return levels, default
+    return levels, default, aliases
 
 
 def find(name: str) -> Path:
@@ -187,13 +199,28 @@ def find(name: str) -> Path:
     """
     if "/" in name:
         return Path(name).resolve()
-    root = EMBEDDED / name
-    if not (root / MANIFEST).is_file():
-        known = ", ".join(embedded())
-        raise BundleError(f"no model named {name!r}; there is: {known}")
-    return root
+    if NAME.fullmatch(name):
+        for root in (EMBEDDED / name, user_directory() / name):
+            if (root / MANIFEST).is_file():
+                return root
+    raise BundleError(f"no model named {name!r}; there is: {', '.join(installed())}")
+
+
+def user_directory() -> Path:
+    """Where the user's own bundles are."""
+    return places.data() / "models"
 
 
 def embedded() -> list[str]:
     """The names of the bundles that come with this installation."""
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{MANIFEST}"))
+
+
+def installed() -> list[str]:
+    """The names of all bundles: those that come with this installation, then the user's."""
+    try:
+        found = sorted(path.parent.name for path in user_directory().glob(f"*/{MANIFEST}"))
+    except OSError:  # a directory that we may not read
+        found = []
+    own = embedded()
+    return own + [name for name in found if NAME.fullmatch(name) and name not in own]

@@ -54,18 +54,24 @@ def read(bundle: Bundle) -> dict[str, Level]:
         BundleError: if the file is missing, a line is malformed or out of order, or the number of
             lines is not the number of outputs.
     """
-    if bundle.levels == ("",):
-        lines = _lines(bundle, PLAIN)
+    lines = _lines(bundle)
+    return {name: _at(bundle, name, lines) for name in bundle.levels}
+
+
+def read_level(bundle: Bundle, level: str) -> Level:
+    """The bundle's labels at one of its levels. Raises as `read`."""
+    return _at(bundle, level, _lines(bundle))
+
+
+def _at(bundle: Bundle, level: str, lines: Sequence[tuple[str, ...]]) -> Level:
+    if not level:
         labels = [
             Label(label, id_, tuple(filter(None, broader.split("|"))))
             for label, id_, broader in lines
         ]
-        return {"": Level(range(len(labels)), labels)}
-    lines = _lines(bundle, ("index", *bundle.levels))
-    return {
-        name: _level(name, [line[: depth + 1] for line in lines])
-        for depth, name in enumerate(bundle.levels)
-    }
+        return Level(range(len(labels)), labels)
+    depth = bundle.levels.index(level) + 1
+    return _level(level, [line[:depth] for line in lines])
 
 
 def _level(name: str, ways: Sequence[tuple[str, ...]]) -> Level:
@@ -94,8 +100,9 @@ def _synonyms(label: str) -> tuple[str, ...]:
     return names if len(names) > 1 else ()
 
 
-def _lines(bundle: Bundle, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _lines(bundle: Bundle) -> list[tuple[str, ...]]:
     """The cells of each line after its index."""
+    columns = PLAIN if bundle.levels == ("",) else ("index", *bundle.levels)
     path = bundle.root / FILE
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

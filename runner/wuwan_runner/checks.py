@@ -230,11 +230,10 @@ def local_libraries() -> Check:
 
 
 def models() -> list[Check]:
-    """Each bundle of this installation against its sha256 sums."""
-    names = bundle.embedded()
-    if not names:
+    """Each bundle against its sha256 sums."""
+    if not bundle.embedded():
         return [Check("models", Outcome.FAIL, "none is installed", "install wuwan again")]
-    return [_model(name) for name in names]
+    return [_model(name) for name in bundle.installed()]
 
 
 def _model(name: str) -> Check:
@@ -243,9 +242,11 @@ def _model(name: str) -> Check:
         model.verify()
         labels.read(model)
     except bundle.BundleError as error:
-        return Check(f"model {name}", Outcome.FAIL, str(error), "install wuwan again")
+        cure = f"wuwan model remove {name}, and add it again"
+        advice = "install wuwan again" if name in bundle.embedded() else cure
+        return Check(f"model {name}", Outcome.FAIL, str(error), advice)
     size = sum((model.root / file).stat().st_size for file in model.files)
-    detail = f"version {model.version}, {model.classes:,} labels, {size / 1e6:.0f} MB, sums right"
+    detail = f"version {model.version}, {model.classes:,} outputs, {size / 1e6:.0f} MB, sums right"
     return Check(f"model {name}", Outcome.OK, detail)
 
 
@@ -320,7 +321,7 @@ def left_over(scope: Scope) -> Check:
 
 def all_leftovers(timeouts: Timeouts) -> list[leftovers.Leftover]:
     """Leftover directories, and containers if a daemon answers."""
-    found = leftovers.directories()
+    found = leftovers.directories() + leftovers.unfinished_models()
     if daemon.may_answer():
         with contextlib.suppress(EngineError):  # the check of the daemon says so
             found += leftovers.containers(timeouts)

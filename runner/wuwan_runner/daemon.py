@@ -33,6 +33,7 @@ LABEL_NAMESPACE = "io.wuwan.namespace"
 LABEL_KEY = "io.wuwan.key"
 LABEL_LISTENS = "io.wuwan.listens"  # only on workers that listen inside their container
 LABEL_VARIANT = "io.wuwan.variant"  # of the image: cpu, gpu
+LABEL_MODELS = "io.wuwan.models"  # of the image: the bundles that were added to it
 
 
 def own_image(variant: str) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from wuwan_runner.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.discover import OpenError, open_image
-from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError
+from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError, UsageError
 from wuwan_runner.launchers.base import Ending
 from wuwan_runner.records import ItemFailure, Record, from_item
 from wuwan_worker import protocol
@@ -362,6 +362,8 @@ class Dispatch:
         if fatal.code == FatalCode.BACKEND:
             self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED, told=True)
             return
+        if fatal.code == FatalCode.LEVEL:
+            raise UsageError(fatal.message)
         name = connection.welcome.name if connection.welcome else "the worker"
         raise EngineError(f"{name}: {fatal.message}", hint="`wuwan doctor` checks what it needs")
 

@@ -40,6 +40,10 @@ class EngineError(WuwanError):
     exit_code = ExitCode.ENGINE
 
 
+class ModelError(WuwanError):
+    """A model cannot be had or made; or one that is there is not as it should be."""
+
+
 class EndedByHandError(EngineError):
     """Somebody ended the worker while it was starting; another one can be started."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 import tempfile
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import wuwan_worker
-from wuwan_runner import daemon
-from wuwan_runner.errors import EngineError, UsageError, WuwanError
+from wuwan_runner import daemon, model_place
+from wuwan_runner.errors import EngineError, ModelError, UsageError, WuwanError
+from wuwan_worker import bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import docker
+
+    from wuwan_worker.bundle import Bundle
 
 _HERE = Path(__file__).resolve().parent
 VARIANTS = ("cpu", "gpu")
@@ -40,6 +46,7 @@ class BuildOptions:
     variant: str = "cpu"  # one of VARIANTS
     base: str = ""  # empty for the Dockerfile's default
     arguments: Mapping[str, str] | None = None
+    models: tuple[str, ...] = ()  # bundles to put into it
     network: str | None = None  # of the build's steps, as `docker build --network`
     pull: bool = False  # look for a newer base image
     cache: bool = True
@@ -106,11 +113,8 @@ def write_context(file: IO[bytes]) -> None:
     """
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, path in context_files().items():
-            info = tarfile.TarInfo(name)
-            info.size = path.stat().st_size
-            info.mode = 0o644
             with path.open("rb") as content:
-                archive.addfile(info, content)
+                _add(archive, name, content)
 
 
 def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
@@ -118,8 +122,10 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
 
     Raises:
         BuildError: if a step fails; the message ends with the log's last lines.
+        ModelError: if a bundle that is to be put into it is not there.
         EngineError: if there is no daemon, or it goes silent.
     """
+    bundles = [_bundle(model) for model in options.models]
     reference = options.tag or daemon.own_image(options.variant)
     arguments = {
         "VERSION": wuwan_worker.__version__,
@@ -128,26 +134,85 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
     }
     if options.base:
         arguments["BASE"] = options.base
-    with tempfile.TemporaryFile() as context, daemon.connected(options.docker) as client:
-        write_context(context)
-        context.seek(0)
-        events = client.api.build(
-            fileobj=context,
-            custom_context=True,
-            tag=reference,
+    with daemon.connected(options.docker) as client:
+        identity = _build(
+            client,
+            write_context,
+            options,
+            report,
+            # The name goes to the complete image alone.
+            tag=None if bundles else reference,
             buildargs=arguments,
             network_mode=options.network,
             pull=options.pull,
             nocache=not options.cache,
+            use_config_proxy=True,
+        )
+        if bundles:
+            _build(
+                client,
+                lambda file: write_models(file, identity, bundles),
+                options,
+                report,
+                tag=reference,
+                labels={daemon.LABEL_MODELS: model_place.label(bundles)},
+            )
+        image = client.images.get(reference)
+    return Built(reference, str(image.id), int(image.attrs["Size"]))
+
+
+def write_models(file: IO[bytes], base: str, bundles: Sequence[Bundle]) -> None:
+    """Write the build context that puts bundles on top of the image `base`.
+
+    A layer of its own, so that neither the worker nor another model is built anew for it.
+    """
+    lines = [f"FROM {base}", f"COPY models {model_place.INSIDE}"]
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        _add(archive, "Dockerfile", io.BytesIO("\n".join(lines).encode()))
+        for found in bundles:
+            for name in sorted({bundle.MANIFEST, *found.files}):
+                with (found.root / name).open("rb") as content:
+                    _add(archive, f"models/{model_place.name(found)}/{name}", content)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: IO[bytes]) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = content.seek(0, os.SEEK_END)
+    info.mode = 0o644
+    content.seek(0)
+    archive.addfile(info, content)
+
+
+def _bundle(model: str) -> Bundle:
+    try:
+        found = bundle.load(bundle.find(model))
+        found.verify()
+    except bundle.BundleError as error:
+        raise ModelError(str(error), hint="`wuwan model list` shows the models") from None
+    return found
+
+
+def _build(
+    client: docker.DockerClient,
+    write: Callable[[IO[bytes]], None],
+    options: BuildOptions,
+    report: Callable[[str], None],
+    **settings: Any,
+) -> str:
+    """Run one build, whose context `write` writes; the image's id."""
+    with tempfile.TemporaryFile() as context:
+        write(context)
+        context.seek(0)
+        events = client.api.build(
+            fileobj=context,
+            custom_context=True,
             rm=True,
             forcerm=True,
             decode=True,
             timeout=options.silence,  # of each read, so: of a silence
-            use_config_proxy=True,
+            **settings,
         )
-        _follow(_watched(events, options.silence), report)
-        image = client.images.get(reference)
-    return Built(reference, str(image.id), int(image.attrs["Size"]))
+        return _follow(_watched(events, options.silence), report)
 
 
 def _watched(events: Iterator[dict[str, Any]], silence: int) -> Iterator[dict[str, Any]]:
@@ -165,9 +230,12 @@ def _watched(events: Iterator[dict[str, Any]], silence: int) -> Iterator[dict[st
         raise EngineError(f"the Docker daemon broke off the build: {error}") from None
 
 
-def _follow(events: Iterator[dict[str, Any]], report: Callable[[str], None]) -> None:
+def _follow(events: Iterator[dict[str, Any]], report: Callable[[str], None]) -> str:
+    """Report what the builder says; the id of the image that it has built."""
     tail: deque[str] = deque(maxlen=_TAIL)
+    identity = ""
     for event in events:
+        identity = str((event.get("aux") or {}).get("ID") or identity)
         if error := event.get("error"):
             lines = "\n".join(f"  {line}" for line in tail)
             raise BuildError(
@@ -181,6 +249,7 @@ def _follow(events: Iterator[dict[str, Any]], report: Callable[[str], None]) -> 
             if line.strip():
                 tail.append(line.rstrip())
                 report(line.rstrip())
+    return identity
 
 
 def _status(event: dict[str, Any]) -> str:

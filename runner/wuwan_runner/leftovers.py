@@ -2,7 +2,7 @@
 
 In the ordinary course nothing is left: workers end by themselves, containers remove themselves,
 sockets have no files. What remains possible is a run that was killed in the half second in which
-it starts a container.
+it starts a container, or while it added a model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, control, daemon
+from wuwan_runner import address, control, daemon, models
 
 if TYPE_CHECKING:
     from wuwan_runner.options import Timeouts
@@ -30,7 +30,7 @@ MIN_AGE = 60.0
 class Leftover:
     """One thing that a dead run left."""
 
-    kind: str  # "container" or "directory"
+    kind: str  # "container", "directory" or "model"
     name: str
     reason: str
 
@@ -65,6 +65,11 @@ def _listening(path: Path) -> bool:
     return True
 
 
+def unfinished_models() -> list[Leftover]:
+    """Bundles that were not added to their end, or not removed to theirs."""
+    return [Leftover("model", str(path), "its run is dead") for path in models.unfinished()]
+
+
 def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
     """Containers of ours that never came up, or that no client can reach.
 
@@ -93,6 +98,8 @@ def remove(leftover: Leftover, timeouts: Timeouts) -> None:
     """Remove one. Raises EngineError if a container cannot be removed."""
     if leftover.kind == "directory":
         shutil.rmtree(leftover.name, ignore_errors=True)
+    elif leftover.kind == "model":
+        models.discard(Path(leftover.name))
     else:
         from wuwan_runner.launchers import docker
 

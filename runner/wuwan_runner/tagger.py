@@ -6,7 +6,7 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from wuwan_runner import daemon
+from wuwan_runner import daemon, models
 from wuwan_runner.discover import discover
 from wuwan_runner.dispatch import Dispatch
 from wuwan_runner.options import TagOptions
@@ -61,8 +61,12 @@ class Tagger:
             options: how to tag, and by which workers.
             notify: is told, in one line each, what a person may want to know: which runner was
                 picked and why, that a worker was replaced.
+
+        Raises:
+            UsageError: if the model has no labels at the level that is asked for.
         """
         self._options = options or TagOptions()
+        models.check_level(self._options.spec.model, self._options.level)
         self._notify = notify
         self._launcher: Launcher | None = None
 

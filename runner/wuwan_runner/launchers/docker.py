@@ -1,8 +1,9 @@
 """Runs the worker in a container that can reach nothing but what it is handed.
 
-No network, no capability, no writable file, no mount but one socket: through it the container's
-worker receives the socket to listen on, and the mount's source is removed at once. From then on
-nothing of the worker is in the file system, and the container removes itself when its worker ends.
+No network, no capability, no writable file, no mount but one socket (and, read-only, a model of the
+user's): through it the container's worker receives the socket to listen on, and the mount's source
+is removed at once. From then on nothing of the worker is in the file system, and the container
+removes itself when its worker ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import address, daemon, gpus, leftovers, nvidia
+from wuwan_runner import address, daemon, gpus, leftovers, model_place, nvidia
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError
 from wuwan_runner.gpus import Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
@@ -78,6 +79,7 @@ class DockerLauncher:
             self.name,
             {
                 "model": spec.model,
+                "bundle": model_place.fingerprint(spec.model),
                 "backend": spec.backend,
                 "gpus": spec.gpus,
                 "image": spec.image,
@@ -215,12 +217,23 @@ def create(
         ttl: seconds.
         key: as `Launcher.key`.
         notify: as `Launcher.start`.
-        boot: the socket that it gets as its only mount, if any.
+        boot: the socket that it gets as a mount, if any.
+
+    Raises:
+        EngineError: if it cannot have the model or the GPUs.
+        NoSharedFilesError: if the daemon does not see this machine's files.
     """
     import docker.errors
     from docker.types import LogConfig, Mount
 
     placement = place(client, spec)
+    labels = client.images.get(placement.image).labels
+    model, directory = model_place.place(spec.model, placement.image, labels)
+    mounts = [
+        Mount(target=target, source=str(source), type="bind", read_only=True)
+        for target, source in ((SOCKET_TARGET, boot), (model, directory))
+        if source
+    ]
     device = placement.device(slot)
     requests: list[Any] = gpus.device_requests(placement.driver, device)
     if placement.note and slot == 0:
@@ -237,9 +250,7 @@ def create(
         auto_remove=True,
         device_requests=requests or None,
         log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"}),
-        mounts=[Mount(target=SOCKET_TARGET, source=str(boot), type="bind", read_only=True)]
-        if boot
-        else None,
+        mounts=mounts or None,
     )
     try:
         created = client.api.create_container(
@@ -252,7 +263,7 @@ def create(
                 *listen,
                 f"--name={name}",
                 "--runner=docker",
-                f"--model={spec.model}",
+                f"--model={model}",
                 f"--backend={spec.backend}",
                 f"--device={'cuda' if device else 'cpu'}",
                 f"--ttl={ttl}",
@@ -269,6 +280,11 @@ def create(
         )
     except docker.errors.APIError as error:
         if "bind source path does not exist" in str(error):
+            if boot is None:
+                raise EngineError(
+                    f"the Docker daemon does not see the directory of the model {spec.model}",
+                    hint=f"wuwan image build --model {spec.model}",
+                ) from None
             raise NoSharedFilesError(
                 "the Docker daemon does not see this machine's files", hint="use --channel exec"
             ) from None

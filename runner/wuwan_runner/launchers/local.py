@@ -110,7 +110,7 @@ class LocalLauncher:
         try:
             model = bundle.load(bundle.find(spec.model))
         except bundle.BundleError as error:
-            raise EngineError(str(error), hint="see `wuwan doctor` for what is installed") from None
+            raise EngineError(str(error), hint="`wuwan model list` shows the models") from None
         return address.key(
             self.name,
             {

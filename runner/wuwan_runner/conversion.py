@@ -1,0 +1,265 @@
+"""Turns a checkpoint into a bundle's weights, where torch is: in a process here, or in a container.
+
+`python -m wuwan_worker.convert` does the work and says in one line of JSON what it has done. Only
+that program reads checkpoints, so nothing is ever unpickled in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wuwan_runner import daemon
+from wuwan_runner.errors import EngineError, ModelError
+from wuwan_worker import __version__, bundle, labels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import docker
+
+MODULE = "wuwan_worker.convert"
+REQUIRED = ("torch", "timm", "safetensors")
+DEADLINE = 1800.0  # seconds
+_MEMORY = "16g"  # of a container: far over what a checkpoint takes, far under a bomb
+_IN, _OUT = "/in", "/out"
+_TAIL = 4000  # bytes of a failed conversion's messages that are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion says of its result."""
+
+    files: dict[str, str]  # backend -> file name
+    input: dict[str, Any]  # as `bundle.InputSpec`
+    output_name: str
+    activation: str  # still to be applied
+
+
+class Converter(Protocol):
+    """Makes a bundle's weights."""
+
+    def __call__(
+        self, weights: Path, architecture: str, classes: int, directory: Path
+    ) -> Converted:
+        """Write them into `directory`. Raises ModelError, EngineError."""
+        ...
+
+
+def choose(runner: str, image: str, notify: Callable[[str], None]) -> Converter:
+    """Where to convert: "local", "docker", or for "auto" here if torch is here.
+
+    Raises:
+        EngineError: if that cannot be done, saying what is needed.
+    """
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if runner == "local" or (runner == "auto" and not missing and not image):
+        if missing:
+            raise EngineError(
+                f"reading a checkpoint needs {', '.join(missing)}, which is not installed",
+                hint="pip install 'wuwan[gpu]', or use --runner docker with a GPU image",
+            )
+        notify("reading the checkpoint in a process here")
+        return local
+    try:
+        reference = _image(image)
+    except EngineError as error:
+        if runner == "docker":
+            raise
+        raise EngineError(
+            f"reading a checkpoint needs torch: here {', '.join(missing)} is not installed, and "
+            f"no container can do it: {error}",
+            hint="pip install 'wuwan[gpu]', or `wuwan image build --gpu`",
+        ) from None
+    notify(f"reading the checkpoint in a container from {reference}")
+    return InContainer(reference)
+
+
+def local(weights: Path, architecture: str, classes: int, directory: Path) -> Converted:
+    """See `Converter`: in a process here."""
+    arguments = _arguments(str(weights.resolve()), architecture, classes, str(directory))
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # it may have children of its own
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(max(0, log.tell() - _TAIL))
+        return understand(output, log.read(), weights, directory)
+
+
+@dataclass(frozen=True, slots=True)
+class InContainer:
+    """See `Converter`: in a container without network, which sees the checkpoint and the result."""
+
+    image: str
+
+    def __call__(
+        self, weights: Path, architecture: str, classes: int, directory: Path
+    ) -> Converted:
+        """See `Converter`."""
+        from docker.types import Mount
+
+        weights = weights.resolve()
+        inside = f"{_IN}/{weights.name}"
+        mounts = [
+            Mount(target=inside, source=str(weights), type="bind", read_only=True),
+            Mount(target=_OUT, source=str(directory), type="bind"),
+        ]
+        arguments = _arguments(inside, architecture, classes, _OUT)
+        with daemon.connected(30.0) as client:
+            output, log = _run(client, self.image, ["python", *arguments], mounts)
+        return understand(output, log[-_TAIL:], weights, directory)
+
+
+def _arguments(weights: str, architecture: str, classes: int, out: str) -> list[str]:
+    return [
+        "-m",
+        MODULE,
+        f"--weights={weights}",
+        f"--arch={architecture}",
+        f"--classes={classes}",
+        f"--out={out}",
+    ]
+
+
+def _run(
+    client: docker.DockerClient, image: str, command: Sequence[str], mounts: Sequence[Any]
+) -> tuple[bytes, bytes]:
+    """Standard output and standard error of a command in a container of its own."""
+    rootless = any("rootless" in str(option) for option in client.info()["SecurityOptions"] or ())
+    container = client.api.create_container(
+        image=image,
+        command=list(command),
+        # What it writes is to be ours. In a rootless daemon's containers we are root.
+        user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
+        environment={"HOME": "/tmp"},  # noqa: S108  # a tmpfs of the container
+        host_config=client.api.create_host_config(
+            network_mode="none",
+            read_only=True,
+            tmpfs={"/tmp": ""},  # noqa: S108
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            mem_limit=_MEMORY,
+            memswap_limit=_MEMORY,
+            init=True,
+            auto_remove=True,
+            mounts=list(mounts),
+        ),
+    )["Id"]
+    output, log = bytearray(), bytearray()
+    with _removed_in_the_end(client, container) as late:
+        stream = client.api.attach(
+            container, stdout=True, stderr=True, stream=True, demux=True, logs=True
+        )
+        client.api.start(container)
+        try:
+            for out, err in stream:
+                output += out or b""
+                log += err or b""
+        finally:
+            daemon.hang_up(stream)
+        if late.is_set():
+            raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s")
+    return bytes(output), bytes(log)
+
+
+@contextlib.contextmanager
+def _removed_in_the_end(client: docker.DockerClient, container: str) -> Iterator[threading.Event]:
+    """The container goes at the end of the block, or at the deadline, which sets the event."""
+    late = threading.Event()
+
+    def remove() -> None:
+        with contextlib.suppress(Exception):  # it removes itself as it ends
+            client.api.remove_container(container, force=True, v=True)
+
+    def expire() -> None:
+        late.set()
+        remove()
+
+    timer = threading.Timer(DEADLINE, expire)
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+        timer.join()
+        remove()
+
+
+def understand(output: bytes, log: bytes, weights: Path, directory: Path) -> Converted:
+    """The result of a conversion, by its last line.
+
+    Raises:
+        ModelError: if the checkpoint was refused, with the reason.
+        EngineError: if the conversion broke off, with its last messages.
+    """
+    last = output.decode(errors="replace").strip().rpartition("\n")[2]
+    try:
+        said = json.loads(last)
+        if "error" in said:
+            raise ModelError(f"{weights.name} is refused: {said['error']}")
+        converted = Converted(
+            files={str(key): str(value) for key, value in said["files"].items()},
+            input=dict(said["input"]),
+            output_name=str(said["output_name"]),
+            activation=str(said["activation"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        tail = log.decode(errors="replace").strip()
+        raise EngineError(
+            f"the conversion broke off without a result (out of memory?)\n{tail}".rstrip()
+        ) from None
+    for name in converted.files.values():
+        path = directory / name
+        # A checkpoint may have taken the container over: no link leads anywhere from here.
+        plain = Path(name).name == name and not path.is_symlink() and path.is_file()
+        if not plain or name in (labels.FILE, bundle.MANIFEST):
+            raise ModelError(f"the conversion wrote no file {name!r}")
+    return converted
+
+
+def _image(image: str) -> str:
+    """The image to convert in: the named one, or one of this version with GPU support.
+
+    Raises:
+        EngineError: if there is none here.
+    """
+    if daemon.is_remote():
+        raise EngineError(
+            "the Docker daemon is on another machine and does not see the checkpoint",
+            hint="unset DOCKER_HOST, or pip install 'wuwan[gpu]'",
+        )
+    if not daemon.may_answer():
+        raise EngineError("no Docker daemon here", hint="pip install 'wuwan[gpu]'")
+    with daemon.connected(30.0) as client:
+        if image:
+            client.images.get(image)
+            return image
+        wanted = [
+            f"{daemon.LABEL_VARIANT}=gpu",
+            f"org.opencontainers.image.version={__version__}",
+        ]
+        for found in client.images.list(filters={"label": wanted}):
+            return str(found.tags[0] if found.tags else found.id)
+    raise EngineError("no GPU image of this version is here", hint="wuwan image build --gpu")

@@ -1,0 +1,79 @@
+"""Where a container finds its model: in its image, or in a directory of this machine.
+
+The models that come with wuwan are in every image. A user's bundle is mounted, read-only; or it
+is baked into the image, which a daemon on another machine needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wuwan_runner import daemon
+from wuwan_runner.errors import EngineError
+from wuwan_worker import bundle
+from wuwan_worker.bundle import Bundle, BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+INSIDE = "/models"
+
+
+def fingerprint(model: str) -> str:
+    """Of a user's bundle; "" for one that comes with wuwan, or is not on this machine."""
+    if _comes_with_wuwan(model):
+        return ""
+    try:
+        return bundle.load(bundle.find(model)).fingerprint
+    except BundleError:
+        return ""
+
+
+def place(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path | None]:
+    """The worker's `--model`, and the directory to mount there, if any.
+
+    Args:
+        model: as `WorkerSpec.model`.
+        image: the image's name, for messages.
+        labels: the image's.
+
+    Raises:
+        EngineError: if the container cannot have that model; it says how it could.
+    """
+    if _comes_with_wuwan(model):
+        return model, None
+    baked = dict(
+        entry.split("=", 1) for entry in labels.get(daemon.LABEL_MODELS, "").split() if "=" in entry
+    )
+    try:
+        found = bundle.load(bundle.find(model))
+    except BundleError as error:
+        if model in baked:
+            return f"{INSIDE}/{model}", None
+        raise EngineError(str(error), hint="`wuwan model list` shows the models") from None
+    inside = f"{INSIDE}/{name(found)}"
+    if baked.get(name(found)) == found.fingerprint:
+        return inside, None
+    if daemon.is_remote():
+        old = " as it is here" if name(found) in baked else ""
+        raise EngineError(
+            f"the image {image} does not hold the model {found.name}{old}, and a daemon on another "
+            "machine cannot mount it",
+            hint=f"wuwan image build --model {model}",
+        )
+    return inside, found.root
+
+
+def name(found: Bundle) -> str:
+    """A bundle's name as a part of a path: a directory's manifest may say anything."""
+    return found.name if bundle.NAME.fullmatch(found.name) else "model"
+
+
+def label(bundles: Iterable[Bundle]) -> str:
+    """The label of an image that holds them."""
+    return " ".join(f"{name(found)}={found.fingerprint}" for found in bundles)
+
+
+def _comes_with_wuwan(model: str) -> bool:
+    return model in bundle.embedded()

@@ -1,0 +1,255 @@
+"""The user's model bundles: added, verified and removed.
+
+A bundle is made in a directory beside its place and put there by a rename, so there is never half
+a bundle. The directory is also the lock: whoever makes a bundle of that name holds a flock(2) on
+it. A run that dies leaves it unlocked, for the next one, or `wuwan doctor --clean`, to remove.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wuwan_runner.errors import LockedError, ModelError, UsageError
+from wuwan_worker import bundle, labels
+from wuwan_worker.bundle import Bundle, BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from wuwan_runner.conversion import Converted, Converter
+    from wuwan_runner.label_files import LabelTable
+
+# Not a bundle's name, so it is never taken for one.
+_STAGING = ".{name}.staging"
+_REMOVED = ".{name}.{token}.removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a bundle is made from."""
+
+    name: str
+    architecture: str  # timm's name
+    weights: Path  # the checkpoint
+    labels: LabelTable
+    activation: str  # "softmax" or "sigmoid"
+    input: Mapping[str, Any]  # what differs from the architecture's own, as `bundle.InputSpec`
+    description: str = ""
+    license: str = "that of the checkpoint"
+    origin: str = ""
+
+
+def add(source: Source, convert: Converter) -> Bundle:
+    """Make a bundle and put it among the user's.
+
+    Raises:
+        ModelError: if checkpoint, architecture and labels do not fit together; nothing is left.
+        LockedError: if another run is making a bundle of that name.
+        UsageError: if the name cannot be used.
+    """
+    check_new(source.name)
+    with _staged(source.name) as directory:
+        converted = convert(source.weights, source.architecture, len(source.labels.rows), directory)
+        (directory / labels.FILE).write_text(source.labels.text(), encoding="utf-8")
+        files = {labels.FILE, *converted.files.values()}
+        sums = _seal(directory, files)
+        manifest = _manifest(source, converted, sums)
+        (directory / bundle.MANIFEST).write_text(manifest, encoding="utf-8")
+        _seal(directory, {*files, bundle.MANIFEST})
+        try:
+            labels.read(bundle.load(directory))
+        except BundleError as error:
+            reason = str(error).replace(f"{directory}/", "")
+            raise ModelError(f"{source.name} makes no valid bundle: {reason}") from None
+        place = bundle.user_directory() / source.name
+        os.replace(directory, place)
+        _sync(place.parent)
+    return bundle.load(place)
+
+
+def check_new(name: str) -> None:
+    """Raises UsageError unless a bundle of that name can be added."""
+    if not bundle.NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a model's name",
+            hint="up to 64 letters, digits and . _ -, a letter or digit first",
+        )
+    if name in bundle.embedded():
+        raise UsageError(f"{name} is the name of a model that comes with wuwan")
+    if (bundle.user_directory() / name).exists():
+        raise UsageError(
+            f"there is a model {name} already", hint=f"`wuwan model remove {name}` makes room"
+        )
+
+
+def remove(name: str) -> None:
+    """Remove one of the user's bundles; workers that have loaded it go on.
+
+    Raises:
+        UsageError: if there is none of that name, or it comes with wuwan.
+    """
+    if name in bundle.embedded():
+        raise UsageError(f"{name} comes with wuwan and cannot be removed")
+    directory = bundle.user_directory()
+    if not bundle.NAME.fullmatch(name) or not (directory / name).is_dir():
+        raise UsageError(f"you have no model named {name!r}", hint="`wuwan model list` shows them")
+    # Renamed first: half a bundle must not be found.
+    gone = directory / _REMOVED.format(name=name, token=secrets.token_hex(4))
+    (directory / name).rename(gone)
+    shutil.rmtree(gone)
+
+
+def check_level(model: str, level: str) -> None:
+    """Raises UsageError if `model` is known here and has no such level of labels."""
+    if not level:
+        return
+    try:
+        found = bundle.load(bundle.find(model))
+    except BundleError:
+        return  # it may be in a container's image; the worker says so if not
+    if level not in found.levels:
+        known = ", ".join(filter(None, found.levels))
+        raise UsageError(
+            f"model {found.name} has no level {level!r}",
+            hint=f"its levels: {known}" if known else "its labels have no levels",
+        )
+
+
+def unfinished() -> list[Path]:
+    """What runs that died while they added or removed a bundle have left."""
+    found = []
+    for path in sorted(bundle.user_directory().glob(".*.*")):
+        if path.suffix in (".staging", ".removed") and (descriptor := _lock(path)) is not None:
+            os.close(descriptor)
+            found.append(path)
+    return found
+
+
+def discard(path: Path) -> None:
+    """Remove one of `unfinished`, unless somebody works in it by now."""
+    descriptor = _lock(path)
+    if descriptor is not None:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _staged(name: str) -> Iterator[Path]:
+    """An empty directory for the bundle, ours alone; whatever is still there at the end goes."""
+    base = bundle.user_directory()
+    path = base / _STAGING.format(name=name)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"cannot make {error.filename}: {error.strerror}") from None
+    descriptor = _lock(path)
+    if descriptor is None:
+        raise LockedError(f"another run is adding the model {name}", hint="wait for it to end")
+    try:
+        for left in path.iterdir():  # by a run that died
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield path
+    finally:
+        if _is(path, descriptor):
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of a directory; None if it is taken, or gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pass
+    else:
+        if _is(path, descriptor):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether the directory that is open is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
+def _seal(directory: Path, files: set[str]) -> dict[str, str]:
+    """Drop all other files, make these readable for a container's user; their sha256."""
+    for path in directory.iterdir():
+        if path.name not in files:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    sums = {}
+    for name in sorted(files):
+        with (directory / name).open("rb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    directory.chmod(0o755)
+    _sync(directory)
+    return sums
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifest(source: Source, converted: Converted, sums: Mapping[str, str]) -> str:
+    weights = hashlib.sha256("".join(sorted(sums.values())).encode()).hexdigest()
+    tables: dict[str, Mapping[str, Any]] = {
+        "": {
+            "name": source.name,
+            # Nobody numbers checkpoints: the content is the version.
+            "version": weights[:12],
+            "description": source.description or f"{source.architecture}, {source.weights.name}",
+            "architecture": source.architecture,
+            "license": source.license,
+            "source": source.origin or source.weights.name,
+        },
+        "backends": converted.files,
+        "input": {**converted.input, **source.input},
+        "output": {
+            "name": converted.output_name,
+            "classes": len(source.labels.rows),
+            "activation": converted.activation,
+        },
+        "labels": {"levels": source.labels.levels, "default": source.labels.levels[0]}
+        if source.labels.levels
+        else {},
+        "files": sums,
+    }
+    lines = ["# Made by `wuwan model add`."]
+    for table, content in tables.items():
+        lines += ["", f"[{table}]"] if table and content else []
+        lines += [f"{_toml(key)} = {_toml(value)}" for key, value in content.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A TOML value. JSON's strings are TOML's; what TOML forbids inside is not printable."""
+    if isinstance(value, str):
+        printable = "".join(char if char.isprintable() else "?" for char in value)
+        return json.dumps(printable, ensure_ascii=False)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)

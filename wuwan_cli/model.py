@@ -1,0 +1,273 @@
+"""`wuwan model`: the models on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path  # noqa: TC003  # typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wuwan_cli import common
+from wuwan_cli.boundary import say
+from wuwan_runner import conversion, general_zh, label_files, models, modelscope
+from wuwan_runner.errors import ModelError, UsageError
+from wuwan_worker import bundle, places
+from wuwan_worker import labels as bundle_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from wuwan_runner.conversion import Converter
+    from wuwan_runner.models import Source
+    from wuwan_worker.bundle import Bundle
+
+ACTIVATIONS = ("softmax", "sigmoid")
+
+app = common.application(group=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As `wuwan model list` shows it.")]
+Image = Annotated[
+    str,
+    typer.Option(
+        "--image", metavar="NAME", help="The GPU image, where a container reads the checkpoint."
+    ),
+]
+
+
+@app.callback()
+def model() -> None:
+    """The models on this machine: bundles of weights, labels and what belongs to them."""
+
+
+@app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """List the models that `--model` takes."""
+    found = [_known(name) for name in bundle.installed()]
+    if as_json:
+        for fields in found:
+            typer.echo(json.dumps(fields, ensure_ascii=False))
+        return
+    columns = ("name", "classes", "levels", "backends", "size", "description")
+    for fields in found:
+        fields["size"] = f"{fields.get('size', 0) / 1e6:,.0f} MB"
+        fields["classes"] = f"{fields.get('classes', 0):,}"
+        fields["description"] = fields.get("problem") or fields["description"]
+    _table([{key: fields.get(key, "") for key in columns} for fields in found])
+
+
+@app.command()
+def show(name: Name, as_json: Json = False) -> None:
+    """Say what is known of one model."""
+    try:
+        fields = _fields(bundle.load(bundle.find(name)))
+    except bundle.BundleError as error:
+        raise ModelError(str(error), hint="`wuwan model list` shows what there is") from None
+    if as_json:
+        typer.echo(json.dumps(fields, ensure_ascii=False))
+        return
+    for key, value in fields.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        typer.echo(f"{key:<14} {text}")
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="[default: all]", show_default=False)
+    ] = None,
+) -> None:
+    """Compare the files of models with their sha256 sums, and read their labels."""
+    for name in names or bundle.installed():
+        try:
+            found = bundle.load(bundle.find(name))
+            found.verify()
+            bundle_labels.read(found)
+        except bundle.BundleError as error:
+            raise ModelError(str(error), hint=f"wuwan model remove {name}, and add it again") from (
+                None
+            )
+        typer.echo(f"{name}: {len(found.files)} files are as they were, {found.classes:,} outputs")
+
+
+@app.command()
+def remove(name: Name) -> None:
+    """Remove a model that was added. Workers that have loaded it go on."""
+    models.remove(name)
+    typer.echo(f"{name} is removed")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What `--model` will call it.")],
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIRECTORY",
+            help="A download of general-zh from ModelScope: pytorch_model.pt, meta_info.txt.",
+        ),
+    ] = None,
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="TIMM_ARCH", help="Any classifier of timm's.")
+    ] = "",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", metavar="FILE", help="Its checkpoint: a state dict, or safetensors."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            help="One label a line, in the order of the outputs; or a bundle's labels.tsv.",
+        ),
+    ] = None,
+    activation: Annotated[
+        str,
+        typer.Option(
+            "--activation",
+            metavar="|".join(ACTIVATIONS),
+            callback=lambda value: common.one_of("activation", value, ACTIVATIONS),
+            help="sigmoid where several labels are true of one image.",
+        ),
+    ] = ACTIVATIONS[0],
+    runner: common.Runner = "auto",
+    image: Image = "",
+) -> None:
+    """Add a model from a checkpoint: general-zh --from DIRECTORY, or any classifier of timm's.
+
+    The checkpoint is read where torch is: in a process here, or in a container from the GPU image.
+    Nothing in it is executed, and every parameter must fit.
+    """
+    models.check_new(name)
+    if directory is not None:
+        if arch or weights or labels or activation != ACTIVATIONS[0]:
+            raise UsageError("--from says all that --arch, --weights, --labels, --activation say")
+        source = general_zh.source(name, directory, say)
+    elif arch and weights and labels:
+        if not weights.is_file():
+            raise UsageError(f"there is no file {weights}")
+        source = models.Source(
+            name=name,
+            architecture=arch,
+            weights=weights,
+            labels=label_files.read(labels),
+            activation=activation,
+            input={},
+        )
+    else:
+        raise UsageError(
+            "what is to be added?",
+            hint="--from DIRECTORY, or all of --arch, --weights and --labels",
+        )
+    _add(source, conversion.choose(runner, image, say))
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"There is: {general_zh.NAME}.")],
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", metavar="URL", help="Another ModelScope hub.")
+    ] = "",
+    runner: common.Runner = "auto",
+    image: Image = "",
+) -> None:
+    """Download general-zh (about 600 MB) from ModelScope, and add it.
+
+    What is interrupted goes on where it was when the command is run again.
+    """
+    from wuwan_cli.transfer import Transfer
+
+    if name != general_zh.NAME:
+        known = general_zh.NAME
+        raise UsageError(f"no model named {name!r} can be pulled", hint=f"there is: {known}")
+    models.check_new(name)
+    convert = conversion.choose(runner, image, say)  # what it lacks is said before the download
+    directory = places.cache() / "downloads" / name
+    by_hand = (
+        f"the same command goes on with what is in {directory}; or fetch {general_zh.WEIGHTS} and "
+        f"{general_zh.LABELS} elsewhere, and `wuwan model add {name} --from DIRECTORY`"
+    )
+    try:
+        with Transfer() as shown:
+            hub = modelscope.ModelScope(
+                general_zh.MODELSCOPE_ID, endpoint or modelscope.ENDPOINT, shown.update
+            )
+            _fetch(hub, directory)
+    except ModelError as error:
+        raise ModelError(str(error), hint=error.hint or by_hand) from None
+    _add(general_zh.source(name, directory, say), convert)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _fetch(hub: modelscope.ModelScope, directory: Path) -> None:
+    listed = hub.listing()
+    for file in (general_zh.LABELS, general_zh.WEIGHTS):
+        if file not in listed:
+            raise ModelError(f"the hub lists no {file} for {general_zh.MODELSCOPE_ID}")
+        if not listed[file].sha256:
+            say(f"the hub names no sha256 for {file}; loading it will show whether it is whole")
+        hub.download(listed[file], directory / file)
+
+
+def _add(source: Source, convert: Converter) -> None:
+    added = models.add(source, convert)
+    typer.echo(
+        f"{added.name} is added: {added.classes:,} outputs, for {', '.join(added.backends)}, in "
+        f"{added.root}"
+    )
+
+
+def _known(name: str) -> dict[str, Any]:
+    try:
+        return _fields(bundle.load(bundle.find(name)))
+    except bundle.BundleError as error:
+        return {"name": name, "problem": str(error)}
+
+
+def _fields(found: Bundle) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "version": found.version,
+        "description": found.description,
+        "architecture": found.architecture,
+        "classes": found.classes,
+        "levels": [level for level in found.levels if level],
+        "default_level": found.default_level,
+        "backends": list(found.backends),
+        "input": dataclasses.asdict(found.input),
+        "activation": found.activation,
+        "license": found.license,
+        "source": found.source,
+        "size": _size(found),
+        "directory": str(found.root),
+        "fingerprint": found.fingerprint,
+    }
+
+
+def _size(found: Bundle) -> int:
+    sizes = 0
+    for name in found.files:
+        path = found.root / name
+        sizes += path.stat().st_size if path.is_file() else 0
+    return sizes
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("NAME", "OUTPUTS", "LEVELS", "BACKENDS", "SIZE", "DESCRIPTION"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        cells = (", ".join(cell) if isinstance(cell, list) else str(cell) for cell in row.values())
+        table.add_row(*cells)
+    Console().print(table)
