@@ -51,12 +51,7 @@ def list_(as_json: Json = False) -> None:
         for fields in found:
             typer.echo(json.dumps(fields, ensure_ascii=False))
         return
-    columns = ("name", "classes", "levels", "backends", "size", "description")
-    for fields in found:
-        fields["size"] = f"{fields.get('size', 0) / 1e6:,.0f} MB"
-        fields["classes"] = f"{fields.get('classes', 0):,}"
-        fields["description"] = fields.get("problem") or fields["description"]
-    _table([{key: fields.get(key, "") for key in columns} for fields in found])
+    _table(found)
 
 
 @app.command()
@@ -70,8 +65,8 @@ def show(name: Name, as_json: Json = False) -> None:
         typer.echo(json.dumps(fields, ensure_ascii=False))
         return
     for key, value in fields.items():
-        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        typer.echo(f"{key:<14} {text}")
+        if value:
+            typer.echo(f"{key:<14} {_text(value)}")
 
 
 @app.command()
@@ -153,14 +148,14 @@ def add(
     elif arch and weights and labels:
         if not weights.is_file():
             raise UsageError(f"there is no file {weights}")
-        source = models.Source(
-            name=name,
-            architecture=arch,
+        table = label_files.read(labels)
+        checkpoint = conversion.Checkpoint(
             weights=weights,
-            labels=label_files.read(labels),
+            architecture=arch,
+            classes=len(table.rows),
             activation=activation,
-            input={},
         )
+        source = models.Source(name=name, checkpoint=checkpoint, labels=table)
     else:
         raise UsageError(
             "what is to be added?",
@@ -259,15 +254,32 @@ def _size(found: Bundle) -> int:
     return sizes
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> None:
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _table(found: Iterable[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("NAME", "OUTPUTS", "LEVELS", "BACKENDS", "SIZE", "DESCRIPTION"):
+    for heading in ("NAME", "ARCHITECTURE", "OUTPUTS", "LEVELS", "BACKENDS", "SIZE"):
         table.add_column(heading, overflow="fold")
-    for row in rows:
-        cells = (", ".join(cell) if isinstance(cell, list) else str(cell) for cell in row.values())
-        table.add_row(*cells)
+    for fields in found:
+        if "problem" in fields:
+            table.add_row(fields["name"], f"unusable: {fields['problem']}")
+            continue
+        table.add_row(
+            fields["name"],
+            fields["architecture"],
+            f"{fields['classes']:,}",
+            _text(fields["levels"]),
+            _text(fields["backends"]),
+            f"{fields['size'] / 1e6:,.0f} MB",
+        )
     Console().print(table)

@@ -36,6 +36,16 @@ _IN, _OUT = "/in", "/out"
 _TAIL = 4000  # bytes of a failed conversion's messages that are shown
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A file with trained weights, and what it must be."""
+
+    weights: Path
+    architecture: str  # timm's name
+    classes: int
+    activation: str  # of its output: "softmax" or "sigmoid"
+
+
 @dataclass(frozen=True, slots=True)
 class Converted:
     """What a conversion says of its result."""
@@ -49,9 +59,7 @@ class Converted:
 class Converter(Protocol):
     """Makes a bundle's weights."""
 
-    def __call__(
-        self, weights: Path, architecture: str, classes: int, directory: Path
-    ) -> Converted:
+    def __call__(self, checkpoint: Checkpoint, directory: Path) -> Converted:
         """Write them into `directory`. Raises ModelError, EngineError."""
         ...
 
@@ -77,17 +85,17 @@ def choose(runner: str, image: str, notify: Callable[[str], None]) -> Converter:
         if runner == "docker":
             raise
         raise EngineError(
-            f"reading a checkpoint needs torch: here {', '.join(missing)} is not installed, and "
-            f"no container can do it: {error}",
+            f"reading a checkpoint needs {', '.join(missing) or 'torch'}, which is not installed "
+            f"here, or a container that has it: {error}",
             hint="pip install 'wuwan[gpu]', or `wuwan image build --gpu`",
         ) from None
     notify(f"reading the checkpoint in a container from {reference}")
     return InContainer(reference)
 
 
-def local(weights: Path, architecture: str, classes: int, directory: Path) -> Converted:
+def local(checkpoint: Checkpoint, directory: Path) -> Converted:
     """See `Converter`: in a process here."""
-    arguments = _arguments(str(weights.resolve()), architecture, classes, str(directory))
+    arguments = _arguments(checkpoint, str(checkpoint.weights.resolve()), str(directory))
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -96,16 +104,16 @@ def local(weights: Path, architecture: str, classes: int, directory: Path) -> Co
             stderr=log,
             start_new_session=True,
         )
-        try:
-            output, _ = process.communicate(timeout=DEADLINE)
-        except subprocess.TimeoutExpired:
-            raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s") from None
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # it may have children of its own
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with process:
+            try:
+                output, _ = process.communicate(timeout=DEADLINE)
+            except subprocess.TimeoutExpired:
+                raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s") from None
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # it may have children of its own
+                    os.killpg(process.pid, signal.SIGKILL)
         log.seek(max(0, log.tell() - _TAIL))
-        return understand(output, log.read(), weights, directory)
+        return understand(output, log.read(), checkpoint, directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,31 +122,30 @@ class InContainer:
 
     image: str
 
-    def __call__(
-        self, weights: Path, architecture: str, classes: int, directory: Path
-    ) -> Converted:
+    def __call__(self, checkpoint: Checkpoint, directory: Path) -> Converted:
         """See `Converter`."""
         from docker.types import Mount
 
-        weights = weights.resolve()
+        weights = checkpoint.weights.resolve()
         inside = f"{_IN}/{weights.name}"
         mounts = [
             Mount(target=inside, source=str(weights), type="bind", read_only=True),
             Mount(target=_OUT, source=str(directory), type="bind"),
         ]
-        arguments = _arguments(inside, architecture, classes, _OUT)
+        arguments = _arguments(checkpoint, inside, _OUT)
         with daemon.connected(30.0) as client:
             output, log = _run(client, self.image, ["python", *arguments], mounts)
-        return understand(output, log[-_TAIL:], weights, directory)
+        return understand(output, log[-_TAIL:], checkpoint, directory)
 
 
-def _arguments(weights: str, architecture: str, classes: int, out: str) -> list[str]:
+def _arguments(checkpoint: Checkpoint, weights: str, out: str) -> list[str]:
     return [
         "-m",
         MODULE,
         f"--weights={weights}",
-        f"--arch={architecture}",
-        f"--classes={classes}",
+        f"--arch={checkpoint.architecture}",
+        f"--classes={checkpoint.classes}",
+        f"--activation={checkpoint.activation}",
         f"--out={out}",
     ]
 
@@ -207,7 +214,7 @@ def _removed_in_the_end(client: docker.DockerClient, container: str) -> Iterator
         remove()
 
 
-def understand(output: bytes, log: bytes, weights: Path, directory: Path) -> Converted:
+def understand(output: bytes, log: bytes, checkpoint: Checkpoint, directory: Path) -> Converted:
     """The result of a conversion, by its last line.
 
     Raises:
@@ -218,7 +225,9 @@ def understand(output: bytes, log: bytes, weights: Path, directory: Path) -> Con
     try:
         said = json.loads(last)
         if "error" in said:
-            raise ModelError(f"{weights.name} is refused: {said['error']}")
+            raise ModelError(
+                f"{checkpoint.weights.name} with {checkpoint.classes:,} labels: {said['error']}"
+            )
         converted = Converted(
             files={str(key): str(value) for key, value in said["files"].items()},
             input=dict(said["input"]),

@@ -11,6 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from wuwan_runner import label_files
+from wuwan_runner.conversion import Checkpoint
 from wuwan_runner.errors import ModelError
 from wuwan_runner.models import Source
 
@@ -52,10 +53,13 @@ def source(name: str, directory: Path, notify: Callable[[str], None]) -> Source:
         notify(f"{labels} is not the list that is known ({len(table.rows):,} lines); using it")
     return Source(
         name=name,
-        architecture="resnest101e",
-        weights=directory / WEIGHTS,
+        checkpoint=Checkpoint(
+            weights=directory / WEIGHTS,
+            architecture="resnest101e",
+            classes=len(table.rows),
+            activation="softmax",
+        ),
         labels=table,
-        activation="softmax",
         input=_INPUT,
         description="万物识别-中文-通用领域，ResNeSt-101，三级中文标签。"
         "General recognition with Chinese labels at three levels, by Alibaba.",

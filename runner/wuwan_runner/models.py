@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.errors import LockedError, ModelError, UsageError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from wuwan_runner.conversion import Converted, Converter
+    from wuwan_runner.conversion import Checkpoint, Converted, Converter
     from wuwan_runner.label_files import LabelTable
 
 # Not a bundle's name, so it is never taken for one.
@@ -38,11 +38,10 @@ class Source:
     """What a bundle is made from."""
 
     name: str
-    architecture: str  # timm's name
-    weights: Path  # the checkpoint
+    checkpoint: Checkpoint
     labels: LabelTable
-    activation: str  # "softmax" or "sigmoid"
-    input: Mapping[str, Any]  # what differs from the architecture's own, as `bundle.InputSpec`
+    input: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the architecture's own, as `bundle.InputSpec`."""
     description: str = ""
     license: str = "that of the checkpoint"
     origin: str = ""
@@ -58,7 +57,7 @@ def add(source: Source, convert: Converter) -> Bundle:
     """
     check_new(source.name)
     with _staged(source.name) as directory:
-        converted = convert(source.weights, source.architecture, len(source.labels.rows), directory)
+        converted = convert(source.checkpoint, directory)
         (directory / labels.FILE).write_text(source.labels.text(), encoding="utf-8")
         files = {labels.FILE, *converted.files.values()}
         sums = _seal(directory, files)
@@ -215,22 +214,24 @@ def _sync(directory: Path) -> None:
 
 
 def _manifest(source: Source, converted: Converted, sums: Mapping[str, str]) -> str:
-    weights = hashlib.sha256("".join(sorted(sums.values())).encode()).hexdigest()
+    content = hashlib.sha256("".join(sorted(sums.values())).encode()).hexdigest()
+    checkpoint = source.checkpoint
     tables: dict[str, Mapping[str, Any]] = {
         "": {
             "name": source.name,
             # Nobody numbers checkpoints: the content is the version.
-            "version": weights[:12],
-            "description": source.description or f"{source.architecture}, {source.weights.name}",
-            "architecture": source.architecture,
+            "version": content[:12],
+            "description": source.description
+            or f"{checkpoint.architecture}, {checkpoint.weights.name}",
+            "architecture": checkpoint.architecture,
             "license": source.license,
-            "source": source.origin or source.weights.name,
+            "source": source.origin or checkpoint.weights.name,
         },
         "backends": converted.files,
         "input": {**converted.input, **source.input},
         "output": {
             "name": converted.output_name,
-            "classes": len(source.labels.rows),
+            "classes": checkpoint.classes,
             "activation": converted.activation,
         },
         "labels": {"levels": source.labels.levels, "default": source.labels.levels[0]}
@@ -239,9 +240,9 @@ def _manifest(source: Source, converted: Converted, sums: Mapping[str, str]) -> 
         "files": sums,
     }
     lines = ["# Made by `wuwan model add`."]
-    for table, content in tables.items():
-        lines += ["", f"[{table}]"] if table and content else []
-        lines += [f"{_toml(key)} = {_toml(value)}" for key, value in content.items()]
+    for table, values in tables.items():
+        lines += ["", f"[{table}]"] if table and values else []
+        lines += [f"{_toml(key)} = {_toml(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
 
 
