@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ENDPOINT = "https://www.modelscope.cn"
 _REVISION = "master"
 _TIMEOUT = 30.0  # seconds without a byte
-_ATTEMPTS = 5  # in a row that bring nothing
+_ATTEMPTS = 4  # in a row that bring nothing
 _PAUSE = 0.5  # seconds before the second attempt; twice as long each time
 _CHUNK = 1 << 20
 _LISTING_LIMIT = 1 << 22

@@ -30,7 +30,9 @@ def test_version(wuwan: Any) -> None:
     assert (done.returncode, done.stdout) == (0, f"wuwan {__version__}\n".encode())
 
 
-@pytest.mark.parametrize("verb", ["tag", "image", "doctor", "ps", "warm", "stop", "logs"])
+@pytest.mark.parametrize(
+    "verb", ["tag", "model", "labels", "image", "doctor", "ps", "warm", "stop", "logs"]
+)
 def test_every_verb_has_help(wuwan: Any, verb: str) -> None:
     """The group lists it, and its own help can be shown."""
     assert f"  {verb} ".encode() in wuwan("--help").stdout
@@ -46,7 +48,9 @@ def test_a_misspelt_verb_is_a_usage_error(wuwan: Any) -> None:
     assert b"Did you mean 'tag'" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["tag", "--runner=local", "-q", "PHOTO"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["labels", "--grep=狗"], ["tag", "--runner=local", "-q", "PHOTO"]]
+)
 def test_nothing_heavy_is_imported(photos: Path, arguments: list[str]) -> None:
     """Start-up is what a warm run costs: no Docker client, no model library, no table, no bar."""
     arguments = [str(photos / "rocket.jpg") if word == "PHOTO" else word for word in arguments]

@@ -1,8 +1,9 @@
-"""On the path of a `wuwan` process: checkpoints are converted by `fake_convert`."""
+"""On the path of a `wuwan` process: `fake_convert` reads checkpoints; no hub is waited for."""
 
 from __future__ import annotations
 
-from wuwan_runner import conversion
+from wuwan_runner import conversion, modelscope
 
 conversion.MODULE = "fake_convert"
 conversion.REQUIRED = ()
+modelscope._PAUSE = 0.01

@@ -1,0 +1,197 @@
+"""A user's model in containers: mounted, baked in, and made there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.models.conftest import FAKE, write_checkpoint
+from wuwan_runner import address, conversion, daemon, general_zh, model_place, models
+from wuwan_runner.errors import EngineError, ModelError
+from wuwan_runner.launchers.docker import DockerLauncher
+from wuwan_runner.options import WorkerSpec
+from wuwan_worker import bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BAKED = "wuwan-test-baked:latest"
+
+
+def add(download: Path, name: str = "mine") -> bundle.Bundle:
+    """A bundle of the user's."""
+    return models.add(general_zh.source(name, download, lambda _: None), conversion.local)
+
+
+def docker(*arguments: str) -> str:
+    """What the docker command says."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, timeout=60, check=True)
+    return done.stdout.decode()
+
+
+def mounts() -> list[dict[str, Any]]:
+    """Of the one container of this test, which is removed."""
+    (container,) = docker(
+        "ps", "-q", "--filter", f"label={daemon.LABEL_NAMESPACE}={address.namespace()}"
+    ).split()
+    found: list[dict[str, Any]] = json.loads(docker("inspect", "-f", "{{json .Mounts}}", container))
+    docker("rm", "-f", container)
+    return found
+
+
+def test_where_a_container_finds_a_model(
+    download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embedded: in the image. A user's: mounted, unless the image has just that one."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    added = add(download)
+    baked = {daemon.LABEL_MODELS: model_place.label([added])}
+    stale = {daemon.LABEL_MODELS: "mine=0123 other=4567"}
+    assert model_place.place("imagenet-zh", "image", {}) == ("imagenet-zh", None)
+    assert model_place.place("mine", "image", {}) == ("/models/mine", added.root)
+    assert model_place.place("mine", "image", stale) == ("/models/mine", added.root)
+    assert model_place.place("mine", "image", baked) == ("/models/mine", None)
+    assert model_place.place(f"{added.root}/", "image", {}) == ("/models/mine", added.root)
+    assert model_place.place("other", "image", stale) == ("/models/other", None)  # not here
+    with pytest.raises(EngineError, match="no model named 'nothing'"):
+        model_place.place("nothing", "image", baked)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    assert model_place.place("mine", "image", baked) == ("/models/mine", None)
+    for labels in ({}, stale):
+        with pytest.raises(EngineError, match="the image image does not hold the model mine") as no:
+            model_place.place("mine", "image", labels)
+        assert no.value.hint == "wuwan image build --model mine"
+
+
+def test_workers_are_shared_by_what_the_model_is(download: Path) -> None:
+    """A model that is added anew under its old name gets a worker of its own."""
+    spec = WorkerSpec(model="mine")
+    before = DockerLauncher().key(spec)
+    add(download)
+    first = DockerLauncher().key(spec)
+    models.remove("mine")
+    meta = download / "meta_info.txt"
+    meta.write_text(meta.read_text().replace("虎纹猫", "老虎猫"))
+    add(download)
+    assert len({before, first, DockerLauncher().key(spec)}) == 3
+
+
+@pytest.mark.docker
+def test_a_mounted_model(wuwan: Any, download: Path, docker_image: str, photos: Path) -> None:
+    """The container reads it, whatever the umask was, and cannot write to it."""
+    umask = os.umask(0o077)
+    try:
+        added = add(download)
+    finally:
+        os.umask(umask)
+    tag = ["tag", "--runner=docker", "--image", docker_image, "--model=mine", "-q", "--top-k=1"]
+    done = wuwan(*tag, "--level=mid", photos / "coffee.png")
+    assert done.returncode == 0, done.stderr
+    (record,) = map(json.loads, done.stdout.splitlines())
+    assert record["labels"][0]["label"] == "意式浓缩咖啡"
+    assert record["labels"][0]["broader"] == ["饮料"]
+    (mount,) = [mount for mount in mounts() if mount["Destination"] == "/models/mine"]
+    assert (mount["Source"], mount["RW"]) == (str(added.root), False)
+
+
+@pytest.fixture
+def no_image() -> Iterator[None]:
+    """The image of these tests is not there after them."""
+    yield
+    subprocess.run(["docker", "rmi", BAKED], capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("no_image")
+def test_a_baked_model(
+    wuwan: Any, download: Path, docker_image: str, photos: Path, data_home: Path
+) -> None:
+    """`wuwan image build --model` puts it into the image, where no mount and no file is needed."""
+    added = add(download)
+    base = os.environ.get("WUWAN_TEST_BASE_IMAGE", "")
+    options = ["--base", base, "--network", "host"] if base else []
+    build = ("image", "build", "--tag", BAKED, *options, "--model")
+    done = wuwan(*build, "nothing")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"wuwan: no model named 'nothing'" in done.stderr
+    done = wuwan(*build, "mine")
+    assert done.returncode == 0, done.stderr
+    assert b"Using cache" in done.stderr  # the worker's layers are not built anew
+    label = docker("inspect", "-f", f'{{{{index .Config.Labels "{daemon.LABEL_MODELS}"}}}}', BAKED)
+    assert label.strip() == f"mine={added.fingerprint}"
+    added.root.rename(data_home / ".away")
+    tag = ["tag", "--runner=docker", "--image", BAKED, "--model=mine", "-q", "--channel=exec"]
+    done = wuwan(*tag, photos / "coffee.png", "--level=fine")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["labels"][0]["label"] == "意式浓缩咖啡/n07920052"
+    done = wuwan(*tag, photos / "coffee.png", "--level=finest")
+    assert done.returncode == 2
+    assert b"has no level 'finest' (it has: coarse, mid, fine)" in done.stderr
+    assert mounts() == []
+
+
+@pytest.fixture(scope="module")
+def converting_image(docker_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The image with `fake_convert` in it."""
+    (directory := tmp_path_factory.mktemp("convert")).joinpath("Dockerfile").write_text(
+        f"FROM {docker_image}\nCOPY fake_convert.py /app/\n"
+    )
+    shutil.copy(FAKE / "fake_convert.py", directory)
+    name = "wuwan-test-convert:latest"
+    docker("build", "-q", "-t", name, str(directory))
+    yield name
+    subprocess.run(["docker", "rmi", name], capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.docker
+def test_a_checkpoint_is_read_in_a_container(
+    wuwan: Any, download: Path, converting_image: str, data_home: Path
+) -> None:
+    """Without torch here: the container writes into the bundle's directory, as us."""
+    add = ("model", "add", "mine", "--from", download, "--runner=docker", "--image")
+    done = wuwan(*add, converting_image)
+    assert done.returncode == 0, done.stderr
+    reference = converting_image.encode()
+    assert b"reading the checkpoint in a container from " + reference in done.stderr
+    added = bundle.load(bundle.find("mine"))
+    added.verify()
+    assert {path.stat().st_uid for path in added.root.iterdir()} == {os.getuid()}
+    models.remove("mine")
+    write_checkpoint(download / "pytorch_model.pt", classes=7)
+    done = wuwan(*add, converting_image)
+    assert done.returncode == 1
+    assert b"wuwan: pytorch_model.pt with 1,000 labels: the head has 7 outputs" in done.stderr
+    done = wuwan(*add, "wuwan-test-no-such-image")
+    assert done.returncode == 4
+    assert os.listdir(data_home) == []
+    assert docker("ps", "-aq", "--filter", f"ancestor={converting_image}") == ""
+
+
+@pytest.mark.docker
+def test_a_container_that_takes_too_long(
+    download: Path, converting_image: str, data_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed at the deadline; one that dies shows its last words."""
+    source = general_zh.source("mine", download, lambda _: None)
+    convert = conversion.InContainer(converting_image)
+    write_checkpoint(download / "pytorch_model.pt", die="the last words")
+    with pytest.raises(EngineError, match=r"without a result .*\n(.|\n)*the last words"):
+        models.add(source, convert)
+    monkeypatch.setattr(conversion, "DEADLINE", 1.0)
+    monkeypatch.setattr(conversion, "_arguments", lambda *_: ["-c", "import time; time.sleep(60)"])
+    with pytest.raises(EngineError, match="was not done within"):
+        models.add(source, convert)
+    write_checkpoint(download / "pytorch_model.pt", link="/etc/passwd")
+    monkeypatch.undo()
+    monkeypatch.setattr(conversion, "MODULE", "fake_convert")
+    monkeypatch.setattr(bundle.places, "data", lambda: data_home.parent)
+    with pytest.raises(ModelError, match=r"wrote no file 'model\.onnx'"):
+        models.add(source, convert)
+    assert os.listdir(data_home) == []
+    assert docker("ps", "-aq", "--filter", f"ancestor={converting_image}") == ""
