@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import docker
 
 MODULE = "wuwan_worker.convert"
-REQUIRED = ("torch", "timm", "safetensors")
+REQUIRED = ("torch", "torchvision", "timm", "safetensors", "onnx")
 DEADLINE = 1800.0  # seconds
 _MEMORY = "16g"  # of a container: far over what a checkpoint takes, far under a bomb
 _IN, _OUT = "/in", "/out"
@@ -87,7 +87,7 @@ def choose(runner: str, image: str, notify: Callable[[str], None]) -> Converter:
         raise EngineError(
             f"reading a checkpoint needs {', '.join(missing) or 'torch'}, which is not installed "
             f"here, or a container that has it: {error}",
-            hint="pip install 'wuwan[gpu]', or `wuwan image build --gpu`",
+            hint="pip install 'wuwan[gpu]', or `wuwan image build --variant gpu`",
         ) from None
     notify(f"reading the checkpoint in a container from {reference}")
     return InContainer(reference)
@@ -271,4 +271,4 @@ def _image(image: str) -> str:
         ]
         for found in client.images.list(filters={"label": wanted}):
             return str(found.tags[0] if found.tags else found.id)
-    raise EngineError("no GPU image of this version is here", hint="wuwan image build --gpu")
+    raise EngineError("no GPU image of this version is here", hint="wuwan image build --variant gpu")

@@ -14,6 +14,8 @@ import logging
 import os
 from pathlib import Path
 
+from wuwan_worker import places
+
 VARIABLE = "WUWAN_COMPILED"
 # For a network of hundreds of megabytes the copy on disk would cost more than it saves.
 MAX_BYTES = 64 * 2**20
@@ -26,15 +28,14 @@ def directory() -> Path:
     """Where the files are: as the environment says, or in the user's cache directory."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "wuwan" / "compiled"
+    return places.cache() / "compiled"
 
 
 def read(key: str) -> bytes | None:
     """What was written under `key`, if it is there and whole."""
     try:
         content = _path(key).read_bytes()
-    except (OSError, RuntimeError):  # RuntimeError: no home directory
+    except OSError:
         return None
     digest, data = content[:32], content[32:]
     return data if hashlib.sha256(data).digest() == digest else None
@@ -52,7 +53,7 @@ def write(key: str, data: bytes) -> None:
         temporary.write_bytes(hashlib.sha256(data).digest() + data)
         temporary.replace(path)
         _prune(path.parent)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         log.info("the compiled network is not kept: %s", error)
         if temporary is not None:
             with contextlib.suppress(OSError):
