@@ -271,4 +271,6 @@ def _image(image: str) -> str:
         ]
         for found in client.images.list(filters={"label": wanted}):
             return str(found.tags[0] if found.tags else found.id)
-    raise EngineError("no GPU image of this version is here", hint="wuwan image build --variant gpu")
+    raise EngineError(
+        "no GPU image of this version is here", hint="wuwan image build --variant gpu"
+    )
