@@ -225,9 +225,9 @@ def understand(output: bytes, log: bytes, checkpoint: Checkpoint, directory: Pat
     try:
         said = json.loads(last)
         if "error" in said:
-            raise ModelError(
-                f"{checkpoint.weights.name} with {checkpoint.classes:,} labels: {said['error']}"
-            )
+            name, reason = checkpoint.weights.name, str(said["error"])
+            about = "" if name in reason else f"{name} with {checkpoint.classes:,} labels: "
+            raise ModelError(f"{about}{reason}")
         converted = Converted(
             files={str(key): str(value) for key, value in said["files"].items()},
             input=dict(said["input"]),

@@ -242,8 +242,12 @@ def _manifest(source: Source, converted: Converted, sums: Mapping[str, str]) -> 
     lines = ["# Made by `wuwan model add`."]
     for table, values in tables.items():
         lines += ["", f"[{table}]"] if table and values else []
-        lines += [f"{_toml(key)} = {_toml(value)}" for key, value in values.items()]
+        lines += [f"{_key(key)} = {_toml(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").isalnum() and key.isascii() else _toml(key)
 
 
 def _toml(value: Any) -> str:
