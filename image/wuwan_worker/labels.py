@@ -87,7 +87,7 @@ def _level(name: str, ways: Sequence[tuple[str, ...]]) -> Level:
             label,
             f"{name}-{first_output[label]}",
             # A term that is its own broader term says nothing.
-            tuple(term for term in reversed(broader) if term != label),
+            tuple(dict.fromkeys(term for term in reversed(broader) if term != label)),
             _synonyms(label),
         )
         for *broader, label in first_row

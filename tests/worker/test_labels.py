@@ -66,6 +66,17 @@ def test_each_level_has_its_labels_with_their_broader_terms(levels: dict[str, Le
     assert levels["fine"].labels[4] == Label("梨", "fine-4", ("水果",))
 
 
+def test_a_broader_term_is_named_once(tmp_path: Path) -> None:
+    """Where two levels above have the same name; and one level alone is read as all are."""
+    manifest = MANIFEST.replace("[files]", LEVELS).replace("classes = 2", "classes = 1")
+    (tmp_path / "bundle.toml").write_text(manifest)
+    (tmp_path / "labels.tsv").write_text("index\tcoarse\tmid\tfine\n0\t木舟\t木舟\t龙舟\n")
+    model = bundle.load(tmp_path)
+    fine = labels.read_level(model, "fine")
+    assert fine == labels.read(model)["fine"]
+    assert fine.labels[0].broader == ("木舟",)
+
+
 @pytest.mark.parametrize(
     ("scores", "broader"),
     [((0.2, 0.2, 0.3), "水果"), ((0.1, 0.1, 0.3), "电子产品")],
