@@ -50,6 +50,12 @@ def _gpus(value: str) -> str:
     return gpus.check(value)
 
 
+def _models() -> list[str]:
+    from wuwan_worker import bundle
+
+    return bundle.installed()
+
+
 def _memory(value: str) -> str:
     if not _MEMORY.fullmatch(value):
         raise UsageError(f"--memory {value!r} is not an amount", hint="for example 512m or 4g")
@@ -57,7 +63,13 @@ def _memory(value: str) -> str:
 
 
 Model = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="A model bundle's name or directory.")
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        autocompletion=_models,
+        help="A model's name, as `wuwan model list` shows it, or its directory.",
+    ),
 ]
 Level = Annotated[
     str,

@@ -14,6 +14,7 @@ from wuwan_cli import common
 from wuwan_cli.boundary import say
 from wuwan_runner import conversion, general_zh, label_files, models, modelscope
 from wuwan_runner.errors import ModelError, UsageError
+from wuwan_runner.manifest import Source
 from wuwan_worker import bundle, places
 from wuwan_worker import labels as bundle_labels
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wuwan_runner.conversion import Converter
-    from wuwan_runner.models import Source
     from wuwan_worker.bundle import Bundle
 
 ACTIVATIONS = ("softmax", "sigmoid")
@@ -29,7 +29,14 @@ ACTIVATIONS = ("softmax", "sigmoid")
 app = common.application(group=True)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `wuwan model list` shows it.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="As `wuwan model list` shows it.",
+        autocompletion=lambda: bundle.installed(),
+    ),
+]
 Image = Annotated[
     str,
     typer.Option(
@@ -155,7 +162,7 @@ def add(
             classes=len(table.rows),
             activation=activation,
         )
-        source = models.Source(name=name, checkpoint=checkpoint, labels=table)
+        source = Source(name=name, checkpoint=checkpoint, labels=table)
     else:
         raise UsageError(
             "what is to be added?",

@@ -103,6 +103,7 @@ def local(checkpoint: Checkpoint, directory: Path) -> Converted:
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
+            cwd="/",  # Python looks for modules in the current directory first
         )
         with process:
             try:

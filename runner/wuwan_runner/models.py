@@ -10,41 +10,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from wuwan_runner import manifest
 from wuwan_runner.errors import LockedError, ModelError, UsageError
 from wuwan_worker import bundle, labels
 from wuwan_worker.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from wuwan_runner.conversion import Checkpoint, Converted, Converter
-    from wuwan_runner.label_files import LabelTable
+    from wuwan_runner.conversion import Converter
+    from wuwan_runner.manifest import Source
 
 # Not a bundle's name, so it is never taken for one.
 _STAGING = ".{name}.staging"
 _REMOVED = ".{name}.{token}.removed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """What a bundle is made from."""
-
-    name: str
-    checkpoint: Checkpoint
-    labels: LabelTable
-    input: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from the architecture's own, as `bundle.InputSpec`."""
-    description: str = ""
-    license: str = "that of the checkpoint"
-    origin: str = ""
 
 
 def add(source: Source, convert: Converter) -> Bundle:
@@ -61,8 +46,8 @@ def add(source: Source, convert: Converter) -> Bundle:
         (directory / labels.FILE).write_text(source.labels.text(), encoding="utf-8")
         files = {labels.FILE, *converted.files.values()}
         sums = _seal(directory, files)
-        manifest = _manifest(source, converted, sums)
-        (directory / bundle.MANIFEST).write_text(manifest, encoding="utf-8")
+        text = manifest.write(source, converted, sums)
+        (directory / bundle.MANIFEST).write_text(text, encoding="utf-8")
         _seal(directory, {*files, bundle.MANIFEST})
         try:
             labels.read(bundle.load(directory))
@@ -211,50 +196,3 @@ def _sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _manifest(source: Source, converted: Converted, sums: Mapping[str, str]) -> str:
-    content = hashlib.sha256("".join(sorted(sums.values())).encode()).hexdigest()
-    checkpoint = source.checkpoint
-    tables: dict[str, Mapping[str, Any]] = {
-        "": {
-            "name": source.name,
-            # Nobody numbers checkpoints: the content is the version.
-            "version": content[:12],
-            "description": source.description
-            or f"{checkpoint.architecture}, {checkpoint.weights.name}",
-            "architecture": checkpoint.architecture,
-            "license": source.license,
-            "source": source.origin or checkpoint.weights.name,
-        },
-        "backends": converted.files,
-        "input": {**converted.input, **source.input},
-        "output": {
-            "name": converted.output_name,
-            "classes": checkpoint.classes,
-            "activation": converted.activation,
-        },
-        "labels": {"levels": source.labels.levels, "default": source.labels.levels[0]}
-        if source.labels.levels
-        else {},
-        "files": sums,
-    }
-    lines = ["# Made by `wuwan model add`."]
-    for table, values in tables.items():
-        lines += ["", f"[{table}]"] if table and values else []
-        lines += [f"{_key(key)} = {_toml(value)}" for key, value in values.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "").isalnum() and key.isascii() else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    """A TOML value. JSON's strings are TOML's; what TOML forbids inside is not printable."""
-    if isinstance(value, str):
-        printable = "".join(char if char.isprintable() else "?" for char in value)
-        return json.dumps(printable, ensure_ascii=False)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value)

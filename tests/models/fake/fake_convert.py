@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from wuwan_worker import bundle
@@ -26,6 +28,9 @@ def main() -> int:
     arguments = parser.parse_args()
     print("some library's chatter", file=sys.stderr)
     checkpoint = json.loads(Path(arguments.weights).read_text())
+    if "hang" in checkpoint:
+        Path(arguments.out, "half").write_text(str(os.getpid()))
+        time.sleep(60)
     if "die" in checkpoint:
         print(checkpoint["die"], file=sys.stderr)
         return 1
