@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wuwan_runner import daemon
 from wuwan_runner.errors import EngineError, ModelError
-from wuwan_worker import __version__, bundle, labels
+from wuwan_worker import bundle, labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -250,7 +250,7 @@ def understand(output: bytes, log: bytes, checkpoint: Checkpoint, directory: Pat
 
 
 def _image(image: str) -> str:
-    """The image to convert in: the named one, or one of this version with GPU support.
+    """The image to convert in: the named one, or this version's own with GPU support.
 
     Raises:
         EngineError: if there is none here.
@@ -262,16 +262,14 @@ def _image(image: str) -> str:
         )
     if not daemon.may_answer():
         raise EngineError("no Docker daemon here", hint="pip install 'wuwan[gpu]'")
+    import docker.errors
+
+    reference = image or f"{daemon.image_reference('')}-gpu"
     with daemon.connected(30.0) as client:
-        if image:
-            client.images.get(image)
-            return image
-        wanted = [
-            f"{daemon.LABEL_VARIANT}=gpu",
-            f"org.opencontainers.image.version={__version__}",
-        ]
-        for found in client.images.list(filters={"label": wanted}):
-            return str(found.tags[0] if found.tags else found.id)
-    raise EngineError(
-        "no GPU image of this version is here", hint="wuwan image build --variant gpu"
-    )
+        try:
+            client.images.get(reference)
+        except docker.errors.ImageNotFound:
+            raise EngineError(
+                f"the image {reference} is not there", hint="wuwan image build --variant gpu"
+            ) from None
+    return reference
