@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from wuwan_runner import conversion, general_zh, models
 from wuwan_runner.errors import ModelError
 from wuwan_worker import bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 for library in ("torch", "torchvision", "timm", "safetensors", "onnx"):
     pytest.importorskip(library, reason=f"{library} is not installed: no checkpoint can be read")
@@ -38,7 +41,7 @@ def network() -> Any:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoints(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Directories as ModelScope downloads them; the bundles that are made from them."""
     import torch
 
@@ -53,7 +56,8 @@ def checkpoints(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
         torch.save(content, root / name / general_zh.WEIGHTS)
         shutil.copy(labels, root / name)
-    return root
+    yield root
+    shutil.rmtree(root)  # gigabytes, which pytest would keep for three runs
 
 
 @pytest.fixture(autouse=True)
