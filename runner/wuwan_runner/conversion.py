@@ -264,7 +264,7 @@ def _image(image: str) -> str:
         raise EngineError("no Docker daemon here", hint="pip install 'wuwan[gpu]'")
     import docker.errors
 
-    reference = image or f"{daemon.image_reference('')}-gpu"
+    reference = image or daemon.own_image("gpu")
     with daemon.connected(30.0) as client:
         try:
             client.images.get(reference)

@@ -78,6 +78,9 @@ def test_where_a_container_finds_a_model(
         with pytest.raises(EngineError, match="the image image does not hold the model mine") as no:
             model_place.place("mine", "image", labels)
         assert no.value.hint == "wuwan image build --model mine"
+    with pytest.raises(EngineError) as no:
+        model_place.place("mine", "image", {daemon.LABEL_VARIANT: "gpu"})
+    assert no.value.hint == "wuwan image build --variant gpu --model mine"
 
 
 def test_workers_are_shared_by_what_the_model_is(download: Path) -> None:
