@@ -270,6 +270,6 @@ def _image(image: str) -> str:
             client.images.get(reference)
         except docker.errors.ImageNotFound:
             raise EngineError(
-                f"the image {reference} is not there", hint="wuwan image build --variant gpu"
+                f"the image {reference} is not there", hint=daemon.build_hint("gpu")
             ) from None
     return reference

@@ -56,12 +56,12 @@ def place(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path 
     if baked.get(name(found)) == found.fingerprint:
         return inside, None
     if daemon.is_remote():
-        variant = " --variant gpu" if labels.get(daemon.LABEL_VARIANT) == "gpu" else ""
+        variant = labels.get(daemon.LABEL_VARIANT, "cpu")
         old = " as it is here" if name(found) in baked else ""
         raise EngineError(
             f"the image {image} does not hold the model {found.name}{old}, and a daemon on another "
             "machine cannot mount it",
-            hint=f"wuwan image build{variant} --model {model}",
+            hint=f"{daemon.build_hint(variant)} --model {model}",
         )
     return inside, found.root
 

@@ -45,6 +45,7 @@ def worker_at(
             ttl=ttl,
             timeouts=Timeouts(),
             cancelled=threading.Event(),
+            notify=lambda _: None,
         )
     try:
         wait_until_ready(place)

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 RUNTIME = Offer("nvidia", ("0", "1"))
 MODEL = "in-the-image"  # nothing is known of it here, so it may have weights for GPUs
+MODELS = f'{daemon.LABEL_MODELS}="{MODEL}=0"'
 CPU_IMAGE, GPU_IMAGE, NO_IMAGE = "wuwan-test:latest", "wuwan-test:as-gpu", "wuwan-test:none"
 
 
 @pytest.fixture(scope="session")
 def images(docker_image: str) -> None:
-    """The CPU image, and the same with the label of a GPU image."""
+    """The CPU image, and the same with the labels of a GPU image that holds a model."""
     assert docker_image == CPU_IMAGE
     subprocess.run(
         ["docker", "build", "-q", "-t", GPU_IMAGE, "-"],
-        input=f"FROM {CPU_IMAGE}\nLABEL io.wuwan.variant=gpu\n".encode(),
+        input=f"FROM {CPU_IMAGE}\nLABEL io.wuwan.variant=gpu {MODELS}\n".encode(),
         capture_output=True,
         timeout=60,
         check=True,
