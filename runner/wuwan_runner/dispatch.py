@@ -17,7 +17,7 @@ import selectors
 import time
 from collections import deque
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from wuwan_runner.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.discover import OpenError, open_image
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from wuwan_runner.discover import Found
-    from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.options import TagOptions
+    from wuwan_runner.staff import Staff
 
 WINDOW = 512
 # Workers lost with an image before it is suspected of being the cause.
@@ -62,26 +62,6 @@ MAX_RACES = 100
 # Seconds until a source that had nothing is asked again.
 _POLL = 0.02
 _TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
-
-
-class Staff(Protocol):
-    """Where workers come from: `Workers`, or `RemoteWorkers` for a daemon far away."""
-
-    launcher: Launcher
-    notify: Callable[[str], None]
-
-    @property
-    def count(self) -> int:
-        """How many workers this run uses."""
-        ...
-
-    def acquire(self, slot: int) -> Connection:
-        """A connection to the worker in that slot, which is started if there is none."""
-        ...
-
-    def acquire_private(self) -> Connection:
-        """A connection to a new worker of this run alone."""
-        ...
 
 
 class Dispatch:

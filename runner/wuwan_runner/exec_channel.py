@@ -17,25 +17,25 @@ import struct
 import threading
 import time
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import daemon, gpus
+from wuwan_runner import daemon
 from wuwan_runner.address import namespace
 from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.control import Control
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as containers
 from wuwan_runner.launchers.base import Ending
-from wuwan_runner.options import TagOptions
+from wuwan_runner.staff import Staff
 from wuwan_worker import protocol
 from wuwan_worker.bridge import BLOB
 from wuwan_worker.protocol import FrameDecoder, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from wuwan_runner.launchers.base import Launcher
+    from wuwan_runner.launchers.base import Order
     from wuwan_runner.options import Timeouts
 
 LISTEN_NAME = "wuwan-worker"  # in the container's own network namespace
@@ -46,24 +46,8 @@ _JOIN = 5.0
 _CHUNK = 1024 * 1024
 
 
-class RemoteWorkers:
-    """Gives connections to workers in containers of a remote daemon. See `dispatch.Staff`."""
-
-    def __init__(
-        self, launcher: Launcher, options: TagOptions, notify: Callable[[str], None]
-    ) -> None:
-        self.launcher = launcher
-        self.notify = notify
-        self._options = options
-        self._key = launcher.key(options.spec)
-
-    @cached_property
-    def count(self) -> int:
-        """How many workers this run uses."""
-        options = self._options
-        return options.workers or gpus.workers(
-            options.spec.gpus, lambda: self.launcher.place(options.spec, options.timeouts)
-        )
+class RemoteWorkers(Staff):
+    """Workers in containers of a daemon that shares no file system with us."""
 
     def acquire(self, slot: int) -> Connection:
         """A connection to the worker in that slot, which is started if there is none."""
@@ -76,15 +60,8 @@ class RemoteWorkers:
 
     def _connection(self, slot: int, name: str, *, private: bool) -> Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        link = Link(
-            self._options,
-            name,
-            theirs,
-            slot=slot,
-            key=self._key,
-            private=private,
-            notify=self.notify,
-        )
+        order = self._order(slot, private=private)
+        link = Link(theirs, name, self._options.timeouts, Errand(order, self._key))
         connection = Connection(ours, slot, private, self._options.timeouts, link)
         # A start that has failed already says why when its end is read.
         with contextlib.suppress(ConnectionLostError):
@@ -100,8 +77,7 @@ def control_of(name: str, timeouts: Timeouts) -> Iterator[Control]:
         NoAnswerError: if there is no such worker, or it does not answer.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    options = TagOptions(timeouts=timeouts)
-    link = Link(options, name, theirs, slot=0, key="", private=False, notify=None)
+    link = Link(theirs, name, timeouts, None)
     try:
         with Control(ours, timeouts.control) as control:
             yield control
@@ -109,30 +85,31 @@ def control_of(name: str, timeouts: Timeouts) -> Iterator[Control]:
         link.release()
 
 
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """The container to start where there is none."""
+
+    order: Order
+    key: str  # see `Launcher.key`
+
+
 class Link:
     """Owns the threads between one connection and one container; stands in for `Launch`."""
 
     def __init__(
         self,
-        options: TagOptions,
-        name: str,
         sock: socket.socket,
-        *,
-        slot: int,
-        key: str,
-        private: bool,
-        notify: Callable[[str], None] | None,
+        name: str,
+        timeouts: Timeouts,
+        errand: Errand | None,
     ) -> None:
-        """Without `notify` no container is started: one that is not there is an error."""
+        """Without an errand no container is started: one that is not there is an error."""
         self.error: EngineError | None = None
         self.warm = False  # the container was there already
-        self._notify = notify
-        self._options = options
+        self._errand = errand
+        self._timeouts = timeouts
         self._name = name
         self._sock = sock
-        self._slot = slot
-        self._key = key
-        self._ttl = 0.0 if private else options.ttl
         self._closing = threading.Event()
         self._stream: Any = None
         self._file: Any = None  # docker-py's wrapper of the stream
@@ -151,7 +128,7 @@ class Link:
 
     def kill(self) -> None:
         """Remove the container. Raises EngineError if that cannot be done."""
-        containers.remove(self._name, self._options.timeouts)
+        containers.remove(self._name, self._timeouts)
         self.release()
 
     def release(self) -> None:
@@ -162,7 +139,7 @@ class Link:
 
     @property
     def _timeout(self) -> float:
-        return self._options.timeouts.docker
+        return self._timeouts.docker
 
     def _hang_up(self) -> None:
         for end in (self._sock, self._stream):
@@ -201,7 +178,7 @@ class Link:
         """Find or start the container, and run the bridge in it; the raw stream to it."""
         import docker.errors
 
-        deadline = time.monotonic() + self._options.timeouts.start
+        deadline = time.monotonic() + self._timeouts.start
         while time.monotonic() < deadline and not self._closing.is_set():
             try:
                 if self._up(client):
@@ -221,21 +198,21 @@ class Link:
             with contextlib.suppress(docker.errors.APIError):
                 client.api.kill(self._name, "SIGTERM")
         raise EngineError(
-            f"the worker {self._name} did not come up within {self._options.timeouts.start:.0f} s",
+            f"the worker {self._name} did not come up within {self._timeouts.start:.0f} s",
             hint=f"docker logs {self._name}",
         )
 
     def _up(self, client: Any) -> bool:
         """Whether the container runs; if it is not there, it is started."""
         state = self._state(client)
-        if self._notify is None:
+        if self._errand is None:
             if not state:
                 raise EngineError(f"there is no container {self._name}")
         elif not state:
             if self._log is not None:  # we have started one already
                 ending = daemon.post_mortem(client, self._name).with_log(self._log.ended(_JOIN))
                 raise containers.half_start(ending)
-            self._create(client, self._notify)
+            self._create(client, self._errand)
         elif state == "created":
             # Its creator is about to start it, or died before it could; twice does no harm.
             client.api.start(self._name)
@@ -253,17 +230,9 @@ class Link:
         except docker.errors.NotFound:
             return ""
 
-    def _create(self, client: Any, notify: Callable[[str], None]) -> None:
-        container = containers.create(
-            client,
-            self._options.spec,
-            self._name,
-            ["--listen", LISTEN_NAME],
-            slot=self._slot,
-            ttl=self._ttl,
-            key=self._key,
-            notify=notify,
-        )
+    def _create(self, client: Any, errand: Errand) -> None:
+        listen = ["--listen", LISTEN_NAME]
+        container = containers.create(client, errand.order, self._name, listen, key=errand.key)
         log = containers.LogTail()
         try:
             log.follow(client, container)

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from wuwan_runner.launchers.base import Launcher, Started
-    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_runner.launchers.base import Launcher, Order, Started
 
 _JOIN = 15.0  # seconds to wait for a start that is being cancelled
 
@@ -28,56 +27,31 @@ class Launch:
     def __init__(
         self,
         launcher: Launcher,
-        spec: WorkerSpec,
+        order: Order,
         listener: socket.socket,
-        *,
-        slot: int,
-        ttl: float,
-        timeouts: Timeouts,
         prepare: Callable[[], None],
-        notify: Callable[[str], None],
     ) -> None:
-        """`prepare` is called in the thread of the start, before it. `notify`: `Launcher.start`."""
+        """`prepare` is called in the thread of the start, before it."""
         self.warm = False
         self.error: EngineError | None = None
+        self._launcher = launcher
+        self._order = order
+        self._listener = listener
         self._prepare = prepare
-        self._notify = notify
         self._started: Started | None = None
-        self._cancelled = threading.Event()
-        self._thread = threading.Thread(
-            target=self._start,
-            args=(launcher, spec, listener, slot, ttl, timeouts),
-            name="launch",
-            daemon=True,
-        )
+        self._thread = threading.Thread(target=self._start, name="launch", daemon=True)
         self._thread.start()
 
-    def _start(
-        self,
-        launcher: Launcher,
-        spec: WorkerSpec,
-        listener: socket.socket,
-        slot: int,
-        ttl: float,
-        timeouts: Timeouts,
-    ) -> None:
+    def _start(self) -> None:
         try:
             self._prepare()
-            self._started = launcher.start(
-                spec,
-                listener,
-                slot=slot,
-                ttl=ttl,
-                timeouts=timeouts,
-                cancelled=self._cancelled,
-                notify=self._notify,
-            )
+            self._started = self._launcher.start(self._order, self._listener)
         except EngineError as error:
             self.error = error
         except Exception as error:  # must reach the run, which is in another thread
             self.error = EngineError(f"starting a worker failed: {type(error).__name__}: {error}")
         finally:
-            listener.close()
+            self._listener.close()
 
     def report(self) -> Ending:
         """How the worker ended, with its last log lines; empty if that is not known."""
@@ -86,7 +60,7 @@ class Launch:
 
     def kill(self) -> None:
         """Stop the start, or end the worker. Raises EngineError if it cannot be ended."""
-        self._cancelled.set()
+        self._order.cancelled.set()
         self._thread.join(_JOIN)
         if self._started is not None:
             started, self._started = self._started, None
@@ -94,7 +68,7 @@ class Launch:
 
     def release(self) -> None:
         """Leave the worker to itself; a start that is still under way is called off."""
-        self._cancelled.set()
+        self._order.cancelled.set()
         self._thread.join(_JOIN)
         if self._started is not None:
             self._started.release()

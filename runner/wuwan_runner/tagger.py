@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from wuwan_runner.discover import Found
-    from wuwan_runner.dispatch import Staff
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.records import Record
+    from wuwan_runner.staff import Staff
     from wuwan_worker.protocol import Welcome
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wuwan_runner import address, daemon, eviction, gpus, launchers
@@ -11,6 +10,7 @@ from wuwan_runner.address import Address
 from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launch import Launch
+from wuwan_runner.staff import Staff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,24 +76,8 @@ def is_warm(launcher: Launcher, spec: WorkerSpec) -> bool:
     return True
 
 
-class Workers:
-    """Gives connections to workers of one kind."""
-
-    def __init__(
-        self, launcher: Launcher, options: TagOptions, notify: Callable[[str], None]
-    ) -> None:
-        self.launcher = launcher
-        self.notify = notify
-        self._options = options
-        self._key = launcher.key(options.spec)
-
-    @cached_property
-    def count(self) -> int:
-        """How many workers this run uses."""
-        options = self._options
-        return options.workers or gpus.workers(
-            options.spec.gpus, lambda: self.launcher.place(options.spec, options.timeouts)
-        )
+class Workers(Staff):
+    """Workers that share this machine's sockets."""
 
     def acquire(self, slot: int) -> Connection:
         """A connection to the worker in that slot, which is started if there is none.
@@ -135,13 +119,9 @@ class Workers:
             return None
         launch = Launch(
             self.launcher,
-            self._options.spec,
+            self._order(slot, private=private),
             listener,
-            slot=slot,
-            ttl=0.0 if private else self._options.ttl,
-            timeouts=self._options.timeouts,
             prepare=lambda: eviction.make_room(place, self._options.max_cached, self.notify),
-            notify=self.notify,
         )
         return self._connection(Connection(sock, slot, private, self._options.timeouts, launch))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wuwan_runner import address, control, launchers
 from wuwan_runner.address import Address
+from wuwan_runner.launchers.base import Order
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_worker import protocol
 from wuwan_worker.protocol import FrameDecoder, Hello, Images, Message, Results, Welcome
@@ -38,15 +39,10 @@ def worker_at(
     listener = address.listen(place)
     assert listener is not None, f"{place} is taken"
     with listener:
-        started = launchers.get(runner).start(
-            spec or WorkerSpec(),
-            listener,
-            slot=0,
-            ttl=ttl,
-            timeouts=Timeouts(),
-            cancelled=threading.Event(),
-            notify=lambda _: None,
+        order = Order(
+            spec=spec or WorkerSpec(), ttl=ttl, timeouts=Timeouts(), notify=lambda _: None
         )
+        started = launchers.get(runner).start(order, listener)
     try:
         wait_until_ready(place)
         yield

@@ -13,6 +13,7 @@ import pytest
 from wuwan_runner import Tagger, TagOptions, daemon, exec_channel
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as docker_launcher
+from wuwan_runner.launchers.base import Order
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 
@@ -57,7 +58,8 @@ def test_creator_died_before_it_could_start(
     name = f"{tools.inventory.namespace}-{key}-0"
     with daemon.connected(30) as client:
         listen = ["--listen", exec_channel.LISTEN_NAME]
-        docker_launcher.create(client, spec, name, listen, slot=0, ttl=2, key=key, notify=print)
+        order = Order(spec=spec, ttl=2, timeouts=Timeouts(), notify=print)
+        docker_launcher.create(client, order, name, listen, key=key)
     assert tools.inventory.containers() == [name]
     album = tools.album(3)
     done = wuwan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pytest
 from wuwan_runner import Tagger, TagOptions, address, control, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import local
+from wuwan_runner.launchers.base import Order
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 
@@ -63,13 +63,8 @@ def environment_of(spec: WorkerSpec, slot: int = 0) -> tuple[dict[str, str], lis
         listener.bind(address.private(launcher.key(spec)).name)
         listener.listen()
         started = launcher.start(
-            spec,
+            Order(spec=spec, slot=slot, ttl=0.0, timeouts=Timeouts(), notify=notes.append),
             listener,
-            slot=slot,
-            ttl=0.0,
-            timeouts=Timeouts(),
-            cancelled=threading.Event(),
-            notify=notes.append,
         )
         try:
             process = Path(f"/proc/{started._process.pid}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from wuwan_runner import TagOptions, daemon, gpus, workers
 from wuwan_runner.errors import EngineError
 from wuwan_runner.gpus import Offer, Placement
+from wuwan_runner.launchers.base import Order
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
@@ -110,16 +110,10 @@ class TestDocker:
     ) -> None:
         """The daemon's refusal comes with advice, and leaves no container (fault 10)."""
         has(offer)
+        spec = WorkerSpec(model=MODEL, gpus="0")
+        order = Order(spec=spec, ttl=0.0, timeouts=Timeouts(), notify=lambda _: None)
         with socket.socket() as listener, pytest.raises(EngineError) as caught:
-            DockerLauncher().start(
-                WorkerSpec(model=MODEL, gpus="0"),
-                listener,
-                slot=0,
-                ttl=0.0,
-                timeouts=Timeouts(),
-                cancelled=threading.Event(),
-                notify=lambda _: None,
-            )
+            DockerLauncher().start(order, listener)
         assert "device driver" in str(caught.value)
         assert "nvidia-smi" in caught.value.hint
         assert "--gpus none" in caught.value.hint

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import socket
-    import threading
     from collections.abc import Callable
 
     from wuwan_runner.gpus import Placement
@@ -54,6 +54,22 @@ class Started(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One worker that is to be started."""
+
+    spec: WorkerSpec
+    slot: int = 0
+    """Which of several workers of that spec it is."""
+    ttl: float
+    """Seconds."""
+    timeouts: Timeouts
+    notify: Callable[[str], None]
+    """Told, in one line, where it runs if that is not obvious."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for it any more."""
+
+
 class Launcher(Protocol):
     """Starts workers of one kind."""
 
@@ -72,20 +88,8 @@ class Launcher(Protocol):
         """
         ...
 
-    def start(
-        self,
-        spec: WorkerSpec,
-        listener: socket.socket,
-        *,
-        slot: int,
-        ttl: float,
-        timeouts: Timeouts,
-        cancelled: threading.Event,
-        notify: Callable[[str], None],
-    ) -> Started:
+    def start(self, order: Order, listener: socket.socket) -> Started:
         """Start a worker that serves `listener`; returns once the worker holds it.
-
-        `notify` is told, in one line, where it runs if that is not obvious.
 
         Raises:
             EngineError: if it cannot be started; nothing is left then.

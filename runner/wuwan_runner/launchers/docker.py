@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     import docker
 
+    from wuwan_runner.launchers.base import Order
     from wuwan_runner.options import Timeouts, WorkerSpec
     from wuwan_worker.protocol import Welcome
 
@@ -93,31 +94,12 @@ class DockerLauncher:
         with daemon.connected(timeouts.docker) as client:
             return place(client, spec)
 
-    def start(
-        self,
-        spec: WorkerSpec,
-        listener: socket.socket,
-        *,
-        slot: int,
-        ttl: float,
-        timeouts: Timeouts,
-        cancelled: threading.Event,
-        notify: Callable[[str], None],
-    ) -> DockerStarted:
+    def start(self, order: Order, listener: socket.socket) -> DockerStarted:
         """See `Launcher.start`."""
-        name = new_name(spec.model)
-        with daemon.connected(timeouts.docker) as client, _boot_socket() as (boot, path):
-            container = create(
-                client,
-                spec,
-                name,
-                [f"--adopt={SOCKET_TARGET}"],
-                slot=slot,
-                ttl=ttl,
-                key=self.key(spec),
-                notify=notify,
-                boot=path,
-            )
+        name = new_name(order.spec.model)
+        listen = [f"--adopt={SOCKET_TARGET}"]
+        with daemon.connected(order.timeouts.docker) as client, _boot_socket() as (boot, path):
+            container = create(client, order, name, listen, key=self.key(order.spec), boot=path)
             log = LogTail()
             try:
                 log.follow(client, container)
@@ -126,8 +108,8 @@ class DockerLauncher:
                     boot,
                     listener,
                     log,
-                    timeouts.start,
-                    cancelled,
+                    order.timeouts.start,
+                    order.cancelled,
                     lambda: daemon.post_mortem(client, name),
                 )
             except BaseException:
@@ -135,7 +117,7 @@ class DockerLauncher:
                 with contextlib.suppress(Exception):
                     client.api.remove_container(container, force=True, v=True)
                 raise
-        return DockerStarted(name, timeouts, log)
+        return DockerStarted(name, order.timeouts, log)
 
     def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
         """See `Launcher.kill`."""
@@ -196,27 +178,21 @@ def _variant(client: docker.DockerClient, image: str) -> str | None:
 
 def create(
     client: docker.DockerClient,
-    spec: WorkerSpec,
+    order: Order,
     name: str,
     listen: Sequence[str],
     *,
-    slot: int,
-    ttl: float,
     key: str,
-    notify: Callable[[str], None],
     boot: Path | None = None,
 ) -> str:
     """Create a worker's container; its id.
 
     Args:
         client: of the daemon.
-        spec: what the worker is.
+        order: which worker.
         name: of container and worker.
         listen: the worker's arguments that say where it listens.
-        slot: which of several workers it is.
-        ttl: seconds.
         key: as `Launcher.key`.
-        notify: as `Launcher.start`.
         boot: the socket that it gets as a mount, if any.
 
     Raises:
@@ -226,6 +202,7 @@ def create(
     import docker.errors
     from docker.types import LogConfig, Mount
 
+    spec = order.spec
     placement = place(client, spec)
     labels = client.images.get(placement.image).labels
     model, directory = model_place.place(spec.model, placement.image, labels)
@@ -234,10 +211,10 @@ def create(
         for target, source in ((SOCKET_TARGET, boot), (model, directory))
         if source
     ]
-    device = placement.device(slot)
+    device = placement.device(order.slot)
     requests: list[Any] = gpus.device_requests(placement.driver, device)
-    if placement.note and slot == 0:
-        notify(placement.note)
+    if placement.note and order.slot == 0:
+        order.notify(placement.note)
     host_config = client.api.create_host_config(
         network_mode="none",
         read_only=True,
@@ -266,7 +243,7 @@ def create(
                 f"--model={model}",
                 f"--backend={spec.backend}",
                 f"--device={'cuda' if device else 'cpu'}",
-                f"--ttl={ttl}",
+                f"--ttl={order.ttl}",
             ],
             user=USER,
             labels={

@@ -18,9 +18,8 @@ from wuwan_worker import bundle
 
 if TYPE_CHECKING:
     import socket
-    import threading
-    from collections.abc import Callable
 
+    from wuwan_runner.launchers.base import Order
     from wuwan_runner.options import Timeouts, WorkerSpec
     from wuwan_worker.protocol import Welcome
 
@@ -130,23 +129,13 @@ class LocalLauncher:
         obstacle = _not_installed("torch") if visible else None
         return gpus.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
 
-    def start(
-        self,
-        spec: WorkerSpec,
-        listener: socket.socket,
-        *,
-        slot: int,
-        ttl: float,
-        timeouts: Timeouts,
-        cancelled: threading.Event,
-        notify: Callable[[str], None],
-    ) -> LocalStarted:
+    def start(self, order: Order, listener: socket.socket) -> LocalStarted:
         """See `Launcher.start`."""
-        del cancelled
-        placement = self.place(spec, timeouts)
-        device = placement.device(slot)
-        if placement.note and slot == 0:
-            notify(placement.note)
+        spec = order.spec
+        placement = self.place(spec, order.timeouts)
+        device = placement.device(order.slot)
+        if placement.note and order.slot == 0:
+            order.notify(placement.note)
         model = bundle.load(bundle.find(spec.model))
         on = "cuda" if device else "cpu"
         backend = model.backend_on(on) if spec.backend == "auto" else spec.backend
@@ -170,7 +159,7 @@ class LocalLauncher:
                     f"--model={model.root}",
                     f"--backend={spec.backend}",
                     f"--device={on}",
-                    f"--ttl={ttl}",
+                    f"--ttl={order.ttl}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,0 +1,58 @@
+"""Where the workers of a run come from: what all ways to them have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from wuwan_runner import gpus
+from wuwan_runner.launchers.base import Order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wuwan_runner.connection import Connection
+    from wuwan_runner.launchers.base import Launcher
+    from wuwan_runner.options import TagOptions
+
+
+class Staff(ABC):
+    """Gives connections to workers of one kind: `Workers`, or `RemoteWorkers` far away."""
+
+    def __init__(
+        self, launcher: Launcher, options: TagOptions, notify: Callable[[str], None]
+    ) -> None:
+        self.launcher = launcher
+        self.notify = notify
+        self._options = options
+        self._key = launcher.key(options.spec)
+
+    @cached_property
+    def count(self) -> int:
+        """How many workers this run uses."""
+        options = self._options
+        return options.workers or gpus.workers(
+            options.spec.gpus, lambda: self.launcher.place(options.spec, options.timeouts)
+        )
+
+    @abstractmethod
+    def acquire(self, slot: int) -> Connection:
+        """A connection to the worker in that slot, which is started if there is none.
+
+        Raises:
+            EngineError: if there is none to be had.
+        """
+
+    @abstractmethod
+    def acquire_private(self) -> Connection:
+        """A connection to a new worker that no other client will find; it ends with it."""
+
+    def _order(self, slot: int, *, private: bool) -> Order:
+        return Order(
+            spec=self._options.spec,
+            slot=slot,
+            ttl=0.0 if private else self._options.ttl,
+            timeouts=self._options.timeouts,
+            notify=self.notify,
+        )
