@@ -11,16 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# One of these is there where a driver is (the last one under WSL). To look takes no time, and to
-# import NVML's package takes 40 ms of every cold start.
+# One of these is there where a driver is (the last one under WSL). Without one nobody needs to be
+# asked: to import NVML's package alone takes 40 ms of a cold start.
 _SIGNS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 _DRIVER = "/proc/driver/nvidia/gpus"  # a directory for each GPU, by the kernel's driver
+
+
+def driver() -> bool:
+    """Whether this machine has a driver at all; to look takes no time."""
+    return any(map(os.path.exists, _SIGNS))
 
 
 @contextmanager
 def nvml() -> Iterator[Any]:
     """NVML (the optional package nvidia-ml-py), ready to be asked; None where it cannot be had."""
-    if not any(map(os.path.exists, _SIGNS)):
+    if not driver():
         yield None
         return
     try:

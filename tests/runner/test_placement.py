@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_runner import TagOptions, daemon, gpus, workers
+from wuwan_runner import TagOptions, daemon, gpus, nvidia, workers
 from wuwan_runner.errors import EngineError
 from wuwan_runner.gpus import Offer, Placement
 from wuwan_runner.launchers.base import Order
@@ -44,6 +44,7 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def make(offer: Offer | None, cpu: str = CPU_IMAGE, gpu: str = GPU_IMAGE) -> None:
         monkeypatch.setattr(gpus, "offered", lambda *_: offer)
+        monkeypatch.setattr(nvidia, "driver", lambda: True)
         monkeypatch.setattr(daemon, "own_image", {"cpu": cpu, "gpu": gpu}.__getitem__)
 
     return make

@@ -140,15 +140,16 @@ def place(client: docker.DockerClient, spec: WorkerSpec) -> Placement:
     Raises:
         EngineError: if a GPU or the image is missing.
     """
-    candidate = spec.image or daemon.own_image("gpu")
-    variant = _variant(client, candidate)
-    if spec.image and variant is None:
-        raise _no_image(spec.image, "cpu")
     placement = Placement()
-    if spec.gpus != "none":
-        # A daemon elsewhere has the GPUs of its own machine.
-        total = 0 if daemon.is_remote() else nvidia.count()
+    # A daemon elsewhere has the GPUs of its own machine.
+    here = not daemon.is_remote()
+    if gpus.by_name(spec.gpus) or (spec.gpus == "auto" and (nvidia.driver() or not here)):
+        total = nvidia.count() if here else 0
+        candidate = spec.image or daemon.own_image("gpu")
+        variant = _variant(client, candidate)
         obstacle = None
+        if spec.image and variant is None:
+            raise _no_image(spec.image, "cpu")
         if variant is None:
             obstacle = Problem(f"there is no image {candidate}", daemon.build_hint("gpu"))
         elif variant != "gpu":
