@@ -6,8 +6,10 @@ Needs torch, timm and safetensors, which the torch backend and `wuwan_worker.con
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
 import re
+import struct
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -29,7 +31,10 @@ class CheckpointError(Exception):
 
 
 def network(architecture: str, classes: int) -> Any:
-    """timm's network in evaluation mode, its weights on torch's `meta` device: without memory.
+    """timm's network in evaluation mode, its weights yet to come.
+
+    They are on torch's `meta` device, without memory; but for architectures that compute tensors
+    when they are built which are in no checkpoint (Swin's windows): those have all of them.
 
     Raises:
         CheckpointError: if timm does not know the architecture.
@@ -40,7 +45,35 @@ def network(architecture: str, classes: int) -> Any:
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise CheckpointError(f"timm {timm.__version__} has no architecture {architecture!r}{hint}")
     with torch.device("meta"):
+        empty = timm.create_model(architecture, pretrained=False, num_classes=classes)
+    kept = empty.state_dict().keys()
+    if any(name not in kept for name, _ in empty.named_buffers()):
         return timm.create_model(architecture, pretrained=False, num_classes=classes).eval()
+    return empty.eval()
+
+
+def slot(network: Any, name: str) -> tuple[dict[str, Any], str]:
+    """Where a network keeps the tensor of that name, to put another one there."""
+    owner, _, leaf = name.rpartition(".")
+    module = network.get_submodule(owner)
+    return (module._parameters if leaf in module._parameters else module._buffers), leaf  # noqa: SLF001
+
+
+def places(path: Path) -> dict[str, tuple[list[int], int, int]]:
+    """Where each tensor of a safetensors file lies: its shape, offset and length in bytes.
+
+    The format: 8 bytes little-endian length of a JSON header, the header, the tensors.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    first = 8 + length
+    return {
+        name: (entry["shape"], first + begin, end - begin)
+        for name, entry in header.items()
+        if name != "__metadata__"
+        for begin, end in [entry["data_offsets"]]
+    }
 
 
 def read(path: Path) -> dict[str, Any]:

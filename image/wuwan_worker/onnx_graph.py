@@ -11,14 +11,14 @@ exporter. The newer one needs two packages more and the weights themselves.
 from __future__ import annotations
 
 import io
-import json
 import logging
-import struct
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
+
+from wuwan_worker import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,9 +39,7 @@ class _Lifted(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # where tor
     def forward(self, images: Any, *weights: Any) -> Any:
         network = self._hidden[0]
         for name, tensor in zip(self._names, weights, strict=True):
-            owner, _, leaf = name.rpartition(".")
-            module = network.get_submodule(owner)
-            slots = module._parameters if leaf in module._parameters else module._buffers  # noqa: SLF001
+            slots, leaf = checkpoint.slot(network, name)
             slots[leaf] = tensor
         return network(images)
 
@@ -63,7 +61,7 @@ def write(network: Any, size: int, weights: Path, path: Path) -> None:
     model = onnx.load_from_string(_trace(network, size, {name: tensors[name] for name in names}))
     used = {value.name for value in model.graph.input[1:]}
     del model.graph.input[1:]
-    for name, (shape, offset, length) in _places(weights).items():
+    for name, (shape, offset, length) in checkpoint.places(weights).items():
         if name not in used:
             continue
         tensor = model.graph.initializer.add(
@@ -96,20 +94,3 @@ def _trace(network: Any, size: int, tensors: Mapping[str, Any]) -> bytes:
             dynamo=False,
         )
     return buffer.getvalue()
-
-
-def _places(path: Path) -> dict[str, tuple[list[int], int, int]]:
-    """Where each tensor of a safetensors file lies: its shape, offset and length in bytes.
-
-    The format: 8 bytes little-endian length of a JSON header, the header, the tensors.
-    """
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    first = 8 + length
-    return {
-        name: (entry["shape"], first + begin, end - begin)
-        for name, entry in header.items()
-        if name != "__metadata__"
-        for begin, end in [entry["data_offsets"]]
-    }

@@ -7,11 +7,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from wuwan_worker.labels import Label
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(…, classes), each row of the result sums to 1."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float32] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each output for itself: for classes that do not exclude each other."""
+    # By tanh, which does not overflow for outputs far below 0.
+    probabilities: NDArray[np.float32] = 0.5 * np.tanh(0.5 * logits) + 0.5
+    return probabilities
+
+
+# Of a manifest's `output.activation`. Here and not in the graph, where it would run in bf16: three
+# digits are too few for the sum of thousands of outputs.
+ACTIVATIONS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "none": lambda probabilities: probabilities,
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+}
 
 
 class GroupSum:

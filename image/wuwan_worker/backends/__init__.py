@@ -28,6 +28,8 @@ class Backend(Protocol):
     """The largest batch `infer` takes, images."""
     streams: int
     """How many threads may be in `infer` at once with a gain."""
+    parked: bool
+    """Whether its weights have left the GPU; the next `infer` brings them back."""
 
     def infer(
         self, batch: NDArray[np.uint8], levels: Collection[str]
@@ -38,8 +40,12 @@ class Backend(Protocol):
         """
         ...
 
+    def park(self) -> None:
+        """Give GPU memory back until the next `infer`. Not asked of a backend that holds none."""
+        ...
+
     def gpu_memory(self) -> int:
-        """Bytes of GPU memory held."""
+        """Bytes of GPU memory held; 0 on a CPU."""
         ...
 
 
@@ -56,6 +62,11 @@ class Factory(Protocol):
 # name -> "module:function", imported when chosen: each has libraries of its own.
 REGISTRY = {
     "openvino": "wuwan_worker.backends.openvino:load",
+    "torch": "wuwan_worker.backends.pytorch:load",
+}
+_INSTALL = {
+    "openvino": "install wuwan[cpu]",
+    "torch": "use the GPU image, or an environment made from environment.yml",
 }
 
 
@@ -86,6 +97,6 @@ def load(
     except ImportError as error:
         raise BackendError(
             f"backend {name} needs the package {error.name!r}, which is not installed; "
-            "install wuwan[cpu]"
+            f"{_INSTALL[name]}"
         ) from None
     return factory(bundle, levels, device=device, threads=threads)

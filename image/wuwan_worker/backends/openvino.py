@@ -18,10 +18,10 @@ from openvino.preprocess import PrePostProcessor
 
 from wuwan_worker import __version__
 from wuwan_worker.backends import BackendError, compile_cache
-from wuwan_worker.ranking import GroupSum
+from wuwan_worker.ranking import ACTIVATIONS, GroupSum
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class OpenVinoBackend:
     def __init__(
         self,
         compiled: ov.CompiledModel,
+        activation: Callable[[NDArray[np.float32]], NDArray[np.float32]],
         sums: Mapping[str, GroupSum],
         streams: int,
         precision: str,
@@ -49,7 +50,9 @@ class OpenVinoBackend:
         self.device = f"CPU ({precision})"
         self.batch_size = BATCH_SIZE
         self.streams = streams
+        self.parked = False
         self._compiled = compiled
+        self._activation = activation
         self._sums = sums
         self._local = threading.local()
 
@@ -62,7 +65,11 @@ class OpenVinoBackend:
             request = self._local.request = self._compiled.create_infer_request()
         # Shared memory on both sides: no copy in, and a view out that lives until the next call.
         output = request.infer([batch], share_inputs=True, share_outputs=True)[0]
-        return {level: self._sums[level](output) for level in levels}
+        scores = self._activation(output)
+        return {level: self._sums[level](scores) for level in levels}
+
+    def park(self) -> None:
+        """Nothing is on a GPU."""
 
     def gpu_memory(self) -> int:
         """None is held."""
@@ -70,15 +77,19 @@ class OpenVinoBackend:
 
 
 def load(
-    bundle: Bundle, levels: Mapping[str, Level], *, device: str, threads: int
+    bundle: Bundle, levels: Mapping[str, Level], *, device: str, threads: int, precision: str = ""
 ) -> OpenVinoBackend:
-    """Load the bundle's ONNX or IR file with normalisation and layout folded into the graph."""
+    """Load the bundle's ONNX or IR file with normalisation and layout folded into the graph.
+
+    `precision` is "f32", or empty for what suits the network and the CPU: int8 if the network is
+    quantised, else bf16 where the CPU has it, which takes half the time of f32 and half the memory.
+    """
     if device != "cpu":
         raise BackendError("the openvino backend runs on the CPU; use --backend torch on a GPU")
     core = ov.Core()
     path = bundle.weights("openvino")
     try:
-        compiled, precision = _compiled(core, bundle, path, threads)
+        compiled, precision = _compiled(core, bundle, path, threads, precision)
     except OSError as error:
         raise BackendError(f"cannot load {path}: {error}") from None
     except RuntimeError as error:
@@ -89,7 +100,8 @@ def load(
         raise BackendError(f"{path} has {shape[1]} outputs, its manifest says {bundle.classes}")
     streams = int(compiled.get_property(props.optimal_number_of_infer_requests))
     sums = {name: GroupSum(level.rows) for name, level in levels.items()}
-    backend = OpenVinoBackend(compiled, sums, streams, precision)
+    activation = ACTIVATIONS[bundle.activation]
+    backend = OpenVinoBackend(compiled, activation, sums, streams, precision)
     # The first inference belongs to one thread: OpenVINO's bindings fill C++ statics in it while
     # they let go of the interpreter lock, and two threads in there at once wait for each other
     # forever, one with the lock and one with the static (FAULTS row 8).
@@ -99,13 +111,15 @@ def load(
 
 
 def _compiled(
-    core: ov.Core, bundle: Bundle, path: Path, threads: int
+    core: ov.Core, bundle: Bundle, path: Path, threads: int, precision: str
 ) -> tuple[ov.CompiledModel, str]:
     """The network, ready to run, and its precision for people; from the cache if it is there."""
     # Sizes, so that weights that are not as the manifest says are noticed as if they were read.
     sizes = [(bundle.root / name).stat().st_size for name in bundle.files]
-    key = f"{__version__} {ov.__version__} {bundle.fingerprint} {sizes} {BATCH_SIZE}"
-    if kept := compile_cache.read(key):
+    key = f"{__version__} {ov.__version__} {bundle.fingerprint} {sizes} {BATCH_SIZE}{precision}"
+    # Not even tried where it would be too large to keep: that takes a copy of all weights.
+    keep = sum(sizes) <= compile_cache.MAX_BYTES
+    if keep and (kept := compile_cache.read(key)):
         name, _, blob = kept.partition(b"\n")
         precision = name.decode()
         try:
@@ -114,10 +128,13 @@ def _compiled(
             log.info("compiling anew: %s", str(error).strip().splitlines()[-1])
     model = _read(core, bundle, path)
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-    compiled = core.compile_model(model, "CPU", _options(threads, "int8" if quantised else ""))
+    compiled = core.compile_model(
+        model, "CPU", _options(threads, "int8" if quantised else precision)
+    )
     precision = compiled.get_property(props.hint.inference_precision).to_string()
     precision = "int8" if quantised else precision
-    compile_cache.write(key, precision.encode() + b"\n" + compiled.export_model().getvalue())
+    if keep:
+        compile_cache.write(key, precision.encode() + b"\n" + compiled.export_model().getvalue())
     return compiled, precision
 
 
@@ -128,8 +145,9 @@ def _options(threads: int, precision: str) -> dict[object, object]:
         # and whichever waits spins while decoders could use it.
         props.hint.performance_mode: props.hint.PerformanceMode.THROUGHPUT,
     }
-    if precision == "int8":
-        # The few layers that are not int8 stay in f32: in bf16 scores tie, and it is no faster.
+    if precision in ("int8", "f32"):
+        # In an int8 network the few layers that are not stay in f32: in bf16 scores tie, and it is
+        # no faster.
         options[props.hint.inference_precision] = ov.Type.f32
     return options
 

@@ -1,0 +1,241 @@
+"""timm's architectures with torch: on a GPU in bf16 or fp16, on a CPU in float32."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wuwan_worker import checkpoint
+from wuwan_worker.backends import BackendError
+from wuwan_worker.backends.cuda_graphs import SIZES, CudaGraphs
+from wuwan_worker.backends.weights import Block, Mapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wuwan_worker.bundle import Bundle
+    from wuwan_worker.labels import Level
+
+_CPU_BATCH = 4  # images; larger ones fall out of the cache
+# On a GPU one thread ranks labels while the other one's batch is computed.
+_GPU_STREAMS = 2
+_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class Step:
+    """From pixels to the sums of each level, all on one device."""
+
+    def __init__(
+        self, network: Any, bundle: Bundle, levels: Mapping[str, Level], device: Any, dtype: Any
+    ) -> None:
+        self._network = network
+        self._dtype = dtype
+        self._activation = bundle.activation
+        spec = bundle.input
+        self._mean = 255.0 * torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
+        self._std = 255.0 * torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
+        self._levels = {
+            name: (
+                None
+                if isinstance(level.rows, range)  # each output is its own row
+                else torch.tensor(level.rows, device=device),
+                len(level.labels),
+            )
+            for name, level in levels.items()
+        }
+
+    def __call__(self, pixels: Any) -> dict[str, Any]:
+        """Uint8 (n, size, size, 3) to float32 (n, rows) for each level."""
+        # In memory these are channels-last images already; only the shape says so anew.
+        images = pixels.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
+        logits = self._network(images.to(self._dtype)).float()
+        if self._activation == "softmax":
+            logits = logits.softmax(dim=1)
+        elif self._activation == "sigmoid":
+            logits = logits.sigmoid()
+        return {name: self._sum(logits, *level) for name, level in self._levels.items()}
+
+    def _sum(self, probabilities: Any, rows: Any, count: int) -> Any:
+        if rows is None:
+            return probabilities
+        sums = probabilities.new_zeros(len(probabilities), count)
+        # Rounding, or outputs that do not exclude each other, may sum to more than 1.
+        return sums.index_add_(1, rows, probabilities).clamp_(max=1.0)
+
+
+class _Lane:
+    """What one thread needs to have a batch under way: a stream, and pinned buffers."""
+
+    def __init__(self, module: Any, shape: tuple[int, ...], pin: bool) -> None:
+        self.stream = module.Stream()
+        self.done = module.Event()
+        self.pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        self._pin = pin
+        self._found: dict[str, Any] = {}
+
+    def result(self, name: str, like: Any) -> Any:
+        """The host buffer for that level, cut to the rows of `like`."""
+        buffer = self._found.get(name)
+        if buffer is None:
+            shape = (len(self.pixels), like.shape[1])
+            buffer = torch.empty(shape, dtype=like.dtype, pin_memory=self._pin)
+            self._found[name] = buffer
+        return buffer[: len(like)]
+
+
+class TorchBackend:
+    """A network on one device. Its GPU memory can be given back between two batches (`park`)."""
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[Any], Mapping[str, Any]],
+        weights: Mapped | Block,
+        device: Any,
+        size: int,
+    ) -> None:
+        """
+        Args:
+            name: for people.
+            step: see `Step`.
+            weights: of its network; not up yet.
+            device: where it runs.
+            size: of the images, pixels.
+        """
+        gpu = device.type == "cuda"
+        self.device = name
+        self.batch_size = SIZES[-1] if gpu else _CPU_BATCH
+        self.streams = _GPU_STREAMS if gpu else 1
+        self.parked = True
+        self._gpu = gpu
+        self._on = device
+        self._shape = (self.batch_size, size, size, 3)
+        self._weights = weights
+        self._graphs = CudaGraphs(step, device) if gpu else None
+        self._run = self._graphs or step
+        self._module = torch.get_device_module(device)  # torch.cuda, or torch.cpu's stand-ins
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._last = self._module.Event()
+
+    def infer(
+        self, batch: NDArray[np.uint8], levels: Collection[str]
+    ) -> Mapping[str, NDArray[np.float32]]:
+        """See `Backend.infer`. Wakes a parked network."""
+        lane: _Lane | None = getattr(self._local, "lane", None)
+        if lane is None:
+            lane = self._local.lane = _Lane(self._module, self._shape, self._gpu)
+        pixels = lane.pixels[: len(batch)].copy_(torch.from_numpy(batch))
+        found = {}
+        try:
+            with torch.inference_mode(), self._module.stream(lane.stream):
+                pixels = pixels.to(self._on, non_blocking=True)
+                sums = self._compute(pixels, levels, lane.stream)
+                for level, values in sums.items():
+                    found[level] = lane.result(level, values)
+                    found[level].copy_(values, non_blocking=True)
+                lane.done.record(lane.stream)
+                lane.done.synchronize()
+        except torch.OutOfMemoryError as error:
+            raise self._too_little(error) from None
+        return {level: values.numpy() for level, values in found.items()}
+
+    def _compute(self, pixels: Any, levels: Collection[str], stream: Any) -> dict[str, Any]:
+        """One batch at a time; copies to and from the GPU overlap with another thread's."""
+        with self._lock:
+            stream.wait_event(self._last)
+            if self.parked:
+                self._weights.up()
+                self.parked = False
+            sums = self._run(pixels)
+            # A copy: the next batch overwrites what it is made from.
+            found = {level: sums[level][: len(pixels)].clone() for level in levels}
+            self._last.record(stream)
+        return found
+
+    def park(self) -> None:
+        """Give the GPU's memory back, all but what CUDA itself holds, until the next `infer`."""
+        with self._lock:
+            self._module.synchronize()
+            if self._graphs is not None:
+                self._graphs.drop()
+            self._weights.down()
+            if self._gpu:
+                torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001  # no public name has it
+                torch.cuda.empty_cache()
+            self.parked = True
+
+    def gpu_memory(self) -> int:
+        """Bytes that torch holds; CUDA itself takes some hundred megabytes more."""
+        return int(torch.cuda.memory_reserved(self._on)) if self._gpu else 0
+
+    def _too_little(self, error: Exception) -> BackendError:
+        if not self._gpu:
+            return BackendError(f"not enough memory: {error}")
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(self._on))
+        return BackendError(
+            f"{self.device} is full: {free:.1f} of {total:.1f} GiB are free, the weights take "
+            f"{self._weights.bytes / 2**30:.1f} GiB and a batch of {self.batch_size} some more; "
+            "stop other programs there, or choose another GPU with --gpus"
+        )
+
+
+def load(
+    bundle: Bundle, levels: Mapping[str, Level], *, device: str, threads: int, precision: str = ""
+) -> TorchBackend:
+    """Load the bundle's safetensors file into timm's network.
+
+    `precision` is "f32", or empty for bf16 or fp16 on a GPU and float32 on a CPU.
+    """
+    path = bundle.weights("torch")
+    on = _cuda() if device == "cuda" else torch.device("cpu")
+    gpu = on.type == "cuda"
+    dtype = torch.float32
+    if gpu and not precision:
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    torch.set_num_threads(threads)
+    try:
+        network = checkpoint.network(bundle.architecture, bundle.classes)
+        checkpoint.check(
+            checkpoint.read(path),
+            network,
+            architecture=bundle.architecture,
+            classes=bundle.classes,
+        )
+        weights = Block(network, path, on, dtype) if gpu else Mapped(network, path)
+    except (OSError, checkpoint.CheckpointError) as error:
+        raise BackendError(f"cannot load {path}: {error}") from None
+    step = Step(network, bundle, levels, on, dtype)
+    name = torch.cuda.get_device_name(on) if gpu else "CPU, torch"
+    size = bundle.input.size
+    backend = TorchBackend(f"{name} ({_KINDS[dtype]})", step, weights, on, size)
+    # Whatever is wrong shows now, and not with the first image.
+    backend.infer(torch.zeros(1, size, size, 3, dtype=torch.uint8).numpy(), levels)
+    return backend
+
+
+def _cuda() -> Any:
+    """The first GPU that this process sees.
+
+    Raises:
+        BackendError: saying why there is none.
+    """
+    if torch.version.cuda is None:
+        raise BackendError(
+            f"torch {torch.__version__} is built without CUDA; install the build for CUDA, "
+            "or use --gpus none"
+        )
+    try:
+        torch.cuda.init()
+        torch.cuda.mem_get_info()  # needs the context, where a full GPU shows
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackendError(
+            f"torch finds no GPU that it can use: {reason} Look at nvidia-smi, or use --gpus none"
+        ) from None
+    return torch.device("cuda", 0)
