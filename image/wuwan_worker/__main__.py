@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import resource
 import signal
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__, bundle, cores, protocol
-from wuwan_worker.lifecycle import GRACE, Lifecycle
+from wuwan_worker.lifecycle import GRACE, PARK_AFTER, Lifecycle
 from wuwan_worker.protocol import Adopt, FatalCode, FrameDecoder
 from wuwan_worker.server import CREDITS, Identity, Server, peer_uid
 
@@ -65,6 +66,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--ttl", type=float, default=30.0, help="seconds")
     parser.add_argument("--grace", type=float, default=GRACE, help="seconds")
+    parser.add_argument(
+        "--park-after",
+        type=float,
+        default=PARK_AFTER,
+        metavar="SECONDS",
+        help="idle time after which the weights leave the GPU",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     return parser.parse_args(argv)
 
@@ -132,7 +140,9 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
             engine.start_decoding()
             backend = loading.result()
         engine.start(backend)
-        server.loaded(backend.device, backend.gpu_memory)
+        server.loaded(
+            backend.device, backend.gpu_memory, parked=lambda: backend.parked, park=engine.park
+        )
     except Exception as error:
         log.exception("the model does not load")
         server.fail(FatalCode.MODEL, str(error), EXIT_MODEL)
@@ -172,7 +182,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             levels=model.levels,
             default_level=model.default_level,
         ),
-        Lifecycle(ttl=arguments.ttl, grace=arguments.grace),
+        Lifecycle(
+            ttl=arguments.ttl,
+            grace=arguments.grace,
+            park_after=arguments.park_after if arguments.device == "cuda" else math.inf,
+        ),
         owner=owner,
         credits_=max(CREDITS, CREDITS_PER_CORE * cores.available()),
         log_lines=ring.lines,

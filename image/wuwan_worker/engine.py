@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -88,6 +88,7 @@ class Engine:
         self._open: _Batch | None = None
         self._free: list[_Batch] = []
         self._closing = False
+        self._park_wanted = False
         self._decode_threads = decode_threads
         self._threads: list[threading.Thread] = []
         self._decoders_left = 0
@@ -108,6 +109,12 @@ class Engine:
         self._decoders_left = self._decode_threads
         for number in range(self._decode_threads):
             self._spawn(f"decode-{number}", self._decode_loop)
+
+    def park(self) -> None:
+        """Have the backend give its GPU memory back, unless an image comes first."""
+        with self._changed:
+            self._park_wanted = True
+            self._changed.notify_all()
 
     def _spawn(self, name: str, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
@@ -146,12 +153,16 @@ class Engine:
             self._closing = self._decoders_left == 0
             self._changed.notify_all()
 
-    def _take(self) -> _Batch | None:
+    def _take(self) -> _Batch | Literal["park"] | None:
         with self._changed:
             while self._open is None or not self._open.slots:
                 if self._closing:
                     return None
+                if self._park_wanted:
+                    self._park_wanted = False
+                    return "park"
                 self._changed.wait()
+            self._park_wanted = False
             batch, self._open = self._open, self._free.pop()
             self._changed.notify_all()
             return batch
@@ -163,8 +174,11 @@ class Engine:
 
     def _infer_loop(self, backend: Backend) -> None:
         while (batch := self._take()) is not None:
-            slots = batch.slots
             try:
+                if batch == "park":
+                    backend.park()
+                    continue
+                slots = batch.slots
                 levels = {slot.job.options.level for slot in slots}
                 scores = backend.infer(batch.pixels[: len(slots)], levels)
                 answers: dict[int, list[dict[str, Any]]] = {}
@@ -172,7 +186,7 @@ class Engine:
                     rows = scores[slot.job.options.level][number]
                     answers.setdefault(slot.job.client, []).append(self._item(slot, rows))
             except BaseException as error:
-                log.exception("inference failed")
+                log.exception("the backend failed")
                 self._failed(error)
                 return
             self._give_back(batch)

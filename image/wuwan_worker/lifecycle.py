@@ -26,6 +26,7 @@ never with an image or a client present. A worker that no client ever came to en
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 # A launcher connects before its worker is even up, so half a minute without anyone means that the
 # launcher is gone. Longer than the TTL default would keep an orphan longer than a used worker.
 GRACE = 30.0
+# Between two commands that somebody types the network stays up; a forgotten worker is no burden.
+PARK_AFTER = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,17 +49,20 @@ class Lifecycle:
 
     ttl: float  # seconds
     grace: float = GRACE  # seconds
+    park_after: float = math.inf  # seconds; finite where there is a GPU
+    parked: Callable[[], bool] = lambda: False  # the backend knows: any inference wakes it
     now: Callable[[], float] = time.monotonic
     clients: int = 0  # that are connected to tag
     unanswered: int = 0  # images received and not answered
     _loaded: bool = False
-    _parked: bool = False
+    _asked_to_park: bool = False
     _draining: bool = False
     _visited: bool = False
     _idle_since: float = field(default=0.0)
+    _resting_since: float = field(default=0.0)  # idle or not: a client may be here and wait
 
     def __post_init__(self) -> None:
-        self._idle_since = self.now()
+        self._idle_since = self._resting_since = self.now()
 
     @property
     def state(self) -> State:
@@ -67,7 +73,7 @@ class Lifecycle:
             return State.STARTING
         if self.unanswered:
             return State.BUSY
-        return State.PARKED if self._parked else State.READY
+        return State.PARKED if self.parked() else State.READY
 
     @property
     def idle(self) -> bool:
@@ -89,6 +95,14 @@ class Lifecycle:
         return max(0.0, limit - idle_for)
 
     @property
+    def park_left(self) -> float | None:
+        """Seconds until the weights should leave the GPU; None where nothing is to be done."""
+        if not self._loaded or self._draining or self._asked_to_park or self.unanswered:
+            return None
+        left = self._resting_since + self.park_after - self.now()
+        return None if left == math.inf else max(0.0, left)
+
+    @property
     def over(self) -> bool:
         """Whether the worker should end now."""
         if self._draining:
@@ -98,7 +112,7 @@ class Lifecycle:
     def loaded(self) -> None:
         """The model is there. An idle worker's TTL begins anew: loading is not idling."""
         self._loaded = True
-        self._idle_since = self.now()
+        self._idle_since = self._resting_since = self.now()
 
     def client_came(self, ttl: float | None) -> None:
         """A client begins to tag; the newest client's TTL holds."""
@@ -115,13 +129,18 @@ class Lifecycle:
     def images_came(self, count: int) -> None:
         """Images were received."""
         self.unanswered += count
+        self._asked_to_park = False
 
     def images_done(self, count: int) -> None:
         """Images were answered, or forgotten with their client."""
         if not count:  # somebody who only asked for the status has left; that is no work
             return
         self.unanswered -= count
-        self._idle_since = self.now()
+        self._idle_since = self._resting_since = self.now()
+
+    def asked_to_park(self) -> None:
+        """The engine was told; once is enough until images come again."""
+        self._asked_to_park = True
 
     def drain(self) -> None:
         """End as soon as everything received is answered."""

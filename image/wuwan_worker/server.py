@@ -125,6 +125,7 @@ class Server:
         self.jobs = FairQueue()
         self.device = ""
         self.gpu_memory: Callable[[], int] = lambda: 0
+        self._park: Callable[[], None] = lambda: None
         self.exit_code = 0
         self._listener: socket.socket | None = listener
         self._identity = identity
@@ -158,11 +159,25 @@ class Server:
         """Send result items to a client; for the engine's threads."""
         self.post(lambda: self._answered(client_id, items))
 
-    def loaded(self, device: str, gpu_memory: Callable[[], int]) -> None:
-        """The model is loaded; for the loader's thread."""
+    def loaded(
+        self,
+        device: str,
+        gpu_memory: Callable[[], int] = lambda: 0,
+        parked: Callable[[], bool] = lambda: False,
+        park: Callable[[], None] = lambda: None,
+    ) -> None:
+        """The model is loaded; for the loader's thread.
+
+        Args:
+            device: what it runs on, for people.
+            gpu_memory: says how many bytes are held there.
+            parked: says whether the weights have left the GPU.
+            park: asks for that; returns at once.
+        """
 
         def apply() -> None:
-            self.device, self.gpu_memory = device, gpu_memory
+            self.device, self.gpu_memory, self._park = device, gpu_memory, park
+            self._lifecycle.parked = parked
             self._lifecycle.loaded()
             log.info("ready on %s after %.2f s", device, time.monotonic() - self._started)
             for client in list(self._clients.values()):
@@ -197,6 +212,7 @@ class Server:
                 for key, mask in self._selector.select(self._timeout()):
                     key.data(mask)
                 self._expire_silent()
+                self._park_if_due()
             self._close_listener()
             self._flush_all()
         finally:
@@ -217,6 +233,8 @@ class Server:
         limits = [client.deadline - time.monotonic() for client in self._clients.values()]
         # A TTL that has run out while somebody is about to speak is no reason to look again.
         if left := self._lifecycle.ttl_left:
+            limits.append(left)
+        if (left := self._lifecycle.park_left) is not None:
             limits.append(left)
         limit = min(limits, default=math.inf)
         return None if limit == math.inf else max(0.0, min(limit, MAX_WAIT))
@@ -252,6 +270,11 @@ class Server:
             if now > client.deadline:
                 log.warning("client %d is dropped: it was silent for too long", client.id)
                 self._drop(client)
+
+    def _park_if_due(self) -> None:
+        if self._lifecycle.park_left == 0.0:
+            self._lifecycle.asked_to_park()
+            self._park()
 
     # ------------------------------------------------------------ one client
 

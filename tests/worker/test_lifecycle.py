@@ -176,3 +176,73 @@ def test_draining_without_work_is_over(life: Lifecycle) -> None:
     life.client_came(None)
     life.drain()
     assert life.over
+
+
+# ---------------------------------------------------------------- parking
+
+
+@pytest.fixture
+def on_gpu(clock: Clock) -> Lifecycle:
+    """A loaded worker that parks after 5 s."""
+    life = Lifecycle(ttl=10.0, park_after=5.0, now=clock)
+    life.loaded()
+    return life
+
+
+def test_weights_leave_after_a_rest(on_gpu: Lifecycle, clock: Clock) -> None:
+    """The rest begins with the last answer, whether or not a client stays; it is asked for once."""
+    on_gpu.client_came(None)
+    assert on_gpu.park_left == 5.0
+    clock.time += 4
+    on_gpu.images_came(1)
+    assert on_gpu.park_left is None
+    clock.time += 100
+    on_gpu.images_done(1)
+    assert on_gpu.park_left == 5.0
+    clock.time += 5
+    assert on_gpu.park_left == 0.0
+    on_gpu.asked_to_park()
+    assert on_gpu.park_left is None
+    on_gpu.images_came(1)
+    on_gpu.images_done(1)
+    assert on_gpu.park_left == 5.0
+
+
+def test_nothing_parks_before_it_is_loaded_or_while_it_ends(clock: Clock) -> None:
+    """There is nothing to take away yet, or nobody to do it for."""
+    life = Lifecycle(ttl=10.0, park_after=0.0, now=clock)
+    assert life.park_left is None
+    life.loaded()
+    assert life.park_left == 0.0
+    life.drain()
+    assert life.park_left is None
+
+
+def test_a_worker_without_a_gpu_never_parks(life: Lifecycle, clock: Clock) -> None:
+    """However long it rests."""
+    clock.time += 1e6
+    assert life.park_left is None
+
+
+def test_parked_is_what_the_backend_says(on_gpu: Lifecycle) -> None:
+    """An image whose decoding failed does not wake it: it is busy, then parked as before."""
+    parked = True
+    on_gpu.parked = lambda: parked
+    assert on_gpu.state == State.PARKED
+    on_gpu.images_came(1)
+    assert on_gpu.state == State.BUSY
+    on_gpu.images_done(1)
+    assert on_gpu.state == State.PARKED
+    parked = False
+    assert on_gpu.state == State.READY
+
+
+def test_a_parked_worker_ends_at_its_ttl(on_gpu: Lifecycle, clock: Clock) -> None:
+    """Parking neither shortens nor prolongs a worker's life."""
+    on_gpu.client_came(None)
+    on_gpu.client_left()
+    clock.time += 6
+    on_gpu.asked_to_park()
+    assert on_gpu.ttl_left == 4.0
+    clock.time += 4
+    assert on_gpu.over

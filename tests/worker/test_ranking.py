@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from wuwan_worker.labels import Label
-from wuwan_worker.ranking import Ranking
+from wuwan_worker.ranking import ACTIVATIONS, Ranking
 
 DOG, CAT, BOOK, OTHER_BOOK = (
     Label("犬", "n1", ("动物",)),
@@ -86,3 +86,15 @@ def test_against_the_obvious_way(row: np.ndarray, names: list[int], top_k: int) 
     assert [item["score"] for item in found] == pytest.approx(expected, abs=2e-4)
     for item in found:
         assert item["score"] == pytest.approx(min(1.0, sums[item["label"]]), abs=2e-4)
+
+
+def test_softmax_and_sigmoid_stand_any_output() -> None:
+    """Outputs far outside of what exp can take give 0, 1 and what is between, never nan."""
+    logits = np.array([[1000.0, 1000.0, -1000.0], [0.0, np.log(3.0), -1000.0]], np.float32)
+    assert ACTIVATIONS["softmax"](logits) == pytest.approx(
+        np.array([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]])
+    )
+    assert ACTIVATIONS["sigmoid"](logits) == pytest.approx(
+        np.array([[1.0, 1.0, 0.0], [0.5, 0.75, 0.0]])
+    )
+    assert ACTIVATIONS["none"](logits) is logits
