@@ -62,7 +62,7 @@ def test_what_is_still_to_be_applied_is_applied(tmp_path: Path, activation: str)
     pixels[..., 0], pixels[..., 1] = 51, 102
     red, green, blue = ACTIVATIONS[activation](np.array([1.0, 2.0, 0.0], np.float32))
     found = backend.infer(pixels, [""])[""][0]
-    assert found == pytest.approx([min(1.0, red + blue), green], abs=2e-3)
+    assert found == pytest.approx(np.minimum([red + blue, green], 1.0), abs=2e-3)
     assert (backend.gpu_memory(), backend.parked) == (0, False)
 
 
