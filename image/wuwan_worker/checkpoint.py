@@ -146,7 +146,8 @@ def check(state: Mapping[str, Any], expected: Any, *, architecture: str, classes
         problems.append(f"unexpected: {_some(unexpected)}")
     if problems:
         raise CheckpointError(f"the checkpoint is not a {architecture}: {'; '.join(problems)}")
-    head = f"{expected.default_cfg.get('classifier')}.weight"
+    heads = expected.default_cfg.get("classifier") or ""
+    head = f"{heads if isinstance(heads, str) else heads[0]}.weight"
     if head in wanted and (found := len(state[head])) != classes:
         raise CheckpointError(f"the checkpoint has {found} classes ({head}), not {classes}")
     shapes = [

@@ -114,9 +114,7 @@ def test_an_idle_worker_parks_and_an_image_wakes_it(
     engine.close(5)
 
 
-def test_damage_does_not_wake_a_parked_worker(
-    serve: Serve, connect: Connect, photo: bytes
-) -> None:
+def test_damage_does_not_wake_a_parked_worker(serve: Serve, connect: Connect, photo: bytes) -> None:
     """What no decoder can read needs no weights."""
     running, backend = serve(park_after=0.1), Gpu()
     engine = _run(running, backend)
