@@ -108,9 +108,12 @@ def decode(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded:
     Raises:
         ItemError: whatever is wrong with the image.
     """
-    data = b""
+    return from_bytes(read(descriptor), spec, exact=exact)
+
+
+def from_bytes(data: bytes, spec: InputSpec, *, exact: bool = False) -> Decoded:
+    """As `decode`, from what `read` gave."""
     try:
-        data = _read(descriptor)
         with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             if image.width * image.height > LARGE_PIXELS:
                 with _large:
@@ -143,8 +146,13 @@ def _register_heif() -> None:
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
-def _read(descriptor: int) -> bytes:
-    """The whole file. Not mmap: a file cut while it is mapped kills the process (SIGBUS)."""
+def read(descriptor: int) -> bytes:
+    """The whole file.
+
+    Raises:
+        ItemError: if it cannot be read, is empty, or has more than `MAX_BYTES`.
+    """
+    # Not mmap: a file that is cut while it is mapped kills the process (SIGBUS).
     try:
         size = os.fstat(descriptor).st_size
         if size > MAX_BYTES:
@@ -171,7 +179,7 @@ def _prepare(image: Image.Image, spec: InputSpec, exact: bool) -> Decoded:
             ErrorCode.TOO_LARGE,
             f"{width} x {height} pixels; the limit is {MAX_PIXELS // 2**20} megapixels",
         )
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     resampling = _RESAMPLING[spec.interpolation]
     if exact:
         square = _exact(image, spec, resampling)
@@ -181,13 +189,17 @@ def _prepare(image: Image.Image, spec: InputSpec, exact: bool) -> Decoded:
         scale = spec.resize / min(width, height)
         image.draft("RGB", (int(width * scale), int(height * scale)))
         square = _fast(image, (width, height), spec, resampling)
-    pixels = np.asarray(_oriented(square, orientation))
-    if orientation in _SWAPS_SIDES:
-        width, height = height, width
-    return Decoded(pixels, width, height)
+    return turned(square, orientation, (width, height))
 
 
-def _orientation(image: Image.Image) -> int:
+def turned(square: Image.Image, orientation: int, size: tuple[int, int]) -> Decoded:
+    """The network's square of an image that is stored with `size` pixels, as displayed."""
+    width, height = reversed(size) if orientation in _SWAPS_SIDES else size
+    return Decoded(np.asarray(_oriented(square, orientation)), width, height)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """How an image is to be turned, 1 to 8, as EXIF counts."""
     # pillow-heif has applied the orientation and says so by having removed it from the EXIF data.
     # Pillow applies a TIFF's when it loads it, and gives its size as displayed from the start.
     if image.format == "TIFF" or ("exif" not in image.info and image.format not in ("PNG", "WEBP")):
@@ -213,15 +225,21 @@ def _oriented(image: Image.Image, orientation: int) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def crop(original: tuple[int, int], spec: InputSpec) -> tuple[list[int], list[int]]:
+    """The reference's preparation of a picture: the size that it is resized to, and where in that
+    the square begins; each in the order of `original`."""
+    scale = spec.resize / min(original)
+    resized = [max(spec.size, round(side * scale)) for side in original]
+    return resized, [(big - spec.size) // 2 for big in resized]
+
+
 def _box(size: tuple[int, int], original: tuple[int, int], spec: InputSpec) -> list[float]:
     """The crop of an image of `size` pixels that was decoded from one of `original` pixels.
 
     It is the reference's, whole pixels of the resized image, mapped back. Half a pixel off would
     change 2 % of the top labels.
     """
-    scale = spec.resize / min(original)
-    resized = [max(spec.size, round(side * scale)) for side in original]
-    starts = [(big - spec.size) // 2 for big in resized]
+    resized, starts = crop(original, spec)
     ends = [start + spec.size for start in starts]
     return [
         edge / big * side

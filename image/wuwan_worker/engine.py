@@ -3,6 +3,9 @@
     queue ──► decode threads ──► open batch ──► infer threads ──► answers
     (fair)    one a core         (bounded)      one a stream
 
+A backend on a GPU may bring a decoder of its own, which takes many images at once as soon as many
+are queued: one thread more, beside those of the CPU.
+
 Decoders fill the slots of the batch that is open; an infer thread takes it as soon as it is free,
 full or not. So under load batches fill by themselves, across clients, and a single image never
 waits for company.
@@ -22,12 +25,13 @@ from wuwan_worker.decode import ItemError
 from wuwan_worker.protocol import close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from wuwan_worker.backends import Backend
+    from wuwan_worker.backends import Backend, BatchDecoder
     from wuwan_worker.bundle import InputSpec
+    from wuwan_worker.decode import Decoded
     from wuwan_worker.jobs import FairQueue, Job
     from wuwan_worker.ranking import Ranking
 
@@ -103,10 +107,15 @@ class Engine:
             self._changed.notify_all()
         for number in range(backend.streams):
             self._spawn(f"infer-{number}", self._infer_loop, backend)
+        if backend.decoder is not None:
+            with self._changed:
+                self._decoders_left += 1
+            self._spawn("decode-many", self._decode_many_loop, backend.decoder)
 
     def start_decoding(self) -> None:
         """Begin to decode; may come before the backend is there."""
-        self._decoders_left = self._decode_threads
+        with self._changed:
+            self._decoders_left += self._decode_threads
         for number in range(self._decode_threads):
             self._spawn(f"decode-{number}", self._decode_loop)
 
@@ -129,25 +138,50 @@ class Engine:
 
     def _decode_loop(self) -> None:
         while (job := self._queue.get()) is not None:
-            try:
-                image = decode.decode(job.descriptor, self._spec, exact=job.options.exact)
-            except ItemError as error:
-                item = {"id": job.id, "error": {"code": str(error.code), "message": str(error)}}
+            if not self._decoded([job], self._decode_one):
+                return
+        self._decoder_ends()
+
+    def _decode_many_loop(self, decoder: BatchDecoder) -> None:
+        while jobs := self._queue.get_many(decoder.least, decoder.most):
+            if not self._decoded(jobs, decoder.decode):
+                return
+        self._decoder_ends()
+
+    def _decode_one(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
+        (job,) = jobs
+        try:
+            return [decode.decode(job.descriptor, self._spec, exact=job.options.exact)]
+        except ItemError as error:
+            return [error]
+
+    def _decoded(
+        self, jobs: Sequence[Job], decoder: Callable[[Sequence[Job]], list[Decoded | ItemError]]
+    ) -> bool:
+        """Decode, and put what there is into the open batch. False if the worker is to end."""
+        try:
+            images = decoder(jobs)
+        except BaseException as error:
+            # A decoder that ends in silence would leave its images without an answer, and the
+            # worker with one decoder less. So the worker goes; the client finds the culprit.
+            log.exception("decoding failed")
+            self._failed(error)
+            return False
+        finally:
+            close_all(job.descriptor for job in jobs)
+        for job, image in zip(jobs, images, strict=True):
+            if isinstance(image, ItemError):
+                item = {"id": job.id, "error": {"code": str(image.code), "message": str(image)}}
                 self._answer(job.client, [item])
                 continue
-            except BaseException as error:
-                # A decoder that ends in silence would leave its image without an answer, and the
-                # worker with one decoder less. So the worker goes; the client finds the culprit.
-                log.exception("decoding failed")
-                self._failed(error)
-                return
-            finally:
-                close_all((job.descriptor,))
             with self._changed:
                 while self._open is None or self._open.full:
                     self._changed.wait()
                 self._open.add(_Slot(job, image.width, image.height), image.pixels)
                 self._changed.notify_all()
+        return True
+
+    def _decoder_ends(self) -> None:
         with self._changed:
             self._decoders_left -= 1
             self._closing = self._decoders_left == 0

@@ -39,7 +39,11 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._queues: OrderedDict[int, deque[Job]] = OrderedDict()
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        # Apart: who waits for many must not take the call that wakes somebody for one.
+        self._many = threading.Condition(lock)
+        self._least = 1
         self._closed = False
         self._length = 0
 
@@ -56,22 +60,39 @@ class FairQueue:
             if not queue:
                 del self._queues[client]
             self._changed.notify(len(queue) - before)
+            if self._length >= self._least:
+                self._many.notify()
 
     def get(self) -> Job | None:
         """The next job, waiting for one; None once the queue is closed and empty."""
         with self._changed:
-            while not self._queues:
-                if self._closed:
-                    return None
+            while not self._queues and not self._closed:
                 self._changed.wait()
-            client, queue = next(iter(self._queues.items()))
-            job = queue.popleft()
-            self._length -= 1
-            if queue:
-                self._queues.move_to_end(client)
-            else:
-                del self._queues[client]
-            return job
+            return self._next()
+
+    def get_many(self, least: int, most: int) -> list[Job]:
+        """The next jobs, waiting until `least` are there; fewer once the queue is closed, or none.
+
+        For one thread alone.
+        """
+        with self._changed:
+            self._least = least
+            while self._length < least and not self._closed:
+                self._many.wait()
+            jobs = [self._next() for _ in range(min(most, self._length))]
+            return [job for job in jobs if job is not None]
+
+    def _next(self) -> Job | None:
+        if not self._queues:
+            return None
+        client, queue = next(iter(self._queues.items()))
+        job = queue.popleft()
+        self._length -= 1
+        if queue:
+            self._queues.move_to_end(client)
+        else:
+            del self._queues[client]
+        return job
 
     def discard(self, client: int) -> list[Job]:
         """Remove and return what a client has waiting."""
@@ -85,3 +106,4 @@ class FairQueue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._many.notify_all()

@@ -90,6 +90,50 @@ def test_waiting_threads_are_woken() -> None:
     assert taken.count(None) == 2
 
 
+def test_many_are_taken_only_where_many_are() -> None:
+    """Fewer than the least are left to whoever takes one at a time; clients take turns."""
+    queue = FairQueue()
+    taken: list[list[Job]] = []
+    thread = threading.Thread(target=lambda: taken.append(queue.get_many(4, 5)))
+    thread.start()
+    queue.put(1, _jobs(1, 3))
+    thread.join(0.1)
+    assert thread.is_alive()
+    _next(queue)
+    queue.put(1, _jobs(1, 1, start=3))
+    thread.join(0.1)
+    assert thread.is_alive()
+    queue.put(2, _jobs(2, 4))
+    thread.join(10)
+    assert [(job.client, job.id) for job in taken[0]] == [(1, 1), (2, 0), (1, 2), (2, 1), (1, 3)]
+    assert len(queue) == 2
+
+
+def test_who_waits_for_many_takes_nobodys_call() -> None:
+    """One job wakes somebody who wants one, however many wait for more."""
+    queue = FairQueue()
+    taken: list[Job | None] = []
+    many = threading.Thread(target=lambda: queue.get_many(8, 8))
+    one = threading.Thread(target=lambda: taken.append(queue.get()))
+    many.start()
+    one.start()
+    queue.put(1, _jobs(1, 1))
+    one.join(10)
+    assert taken == _jobs(1, 1)
+    queue.close()
+    many.join(10)
+    assert not many.is_alive()
+
+
+def test_the_end_comes_to_who_waits_for_many() -> None:
+    """What is left is taken, then nothing."""
+    queue = FairQueue()
+    queue.put(1, _jobs(1, 2))
+    queue.close()
+    assert queue.get_many(8, 8) == _jobs(1, 2)
+    assert queue.get_many(8, 8) == []
+
+
 @given(st.lists(st.tuples(st.sampled_from("pgd"), st.integers(0, 3), st.integers(0, 4))))
 def test_no_job_is_lost_or_served_twice(steps: list[tuple[str, int, int]]) -> None:
     """Whatever is done in whatever order, each job comes out once, each client's in order."""

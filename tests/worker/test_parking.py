@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -39,6 +39,7 @@ class Gpu:
     device = "GPU"
     batch_size = 4
     streams = 2
+    decoder: Any = None
 
     def __init__(self) -> None:
         self.parked = False

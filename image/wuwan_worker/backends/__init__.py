@@ -6,17 +6,32 @@ import importlib
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from wuwan_worker.bundle import Bundle
+    from wuwan_worker.decode import Decoded, ItemError
+    from wuwan_worker.jobs import Job
     from wuwan_worker.labels import Level
 
 
 class BackendError(Exception):
     """The backend cannot be used here. The message says why and what to do."""
+
+
+class BatchDecoder(Protocol):
+    """Decodes many images at once."""
+
+    least: int
+    """So many images have to be queued before it takes any: fewer are sooner done on the CPU."""
+    most: int
+    """It takes no more at once."""
+
+    def decode(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
+        """An image or what is wrong with it, for each job in order. Closes no descriptor."""
+        ...
 
 
 class Backend(Protocol):
@@ -28,6 +43,8 @@ class Backend(Protocol):
     """The largest batch `infer` takes, images."""
     streams: int
     """How many threads may be in `infer` at once with a gain."""
+    decoder: BatchDecoder | None
+    """Its own decoder, if it has one."""
     parked: bool
     """Whether its weights have left the GPU; the next `infer` brings them back."""
 

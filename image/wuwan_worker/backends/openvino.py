@@ -50,6 +50,7 @@ class OpenVinoBackend:
         self.device = f"CPU ({precision})"
         self.batch_size = BATCH_SIZE
         self.streams = streams
+        self.decoder = None
         self.parked = False
         self._compiled = compiled
         self._activation = activation

@@ -10,6 +10,7 @@ import torch
 from wuwan_worker import checkpoint
 from wuwan_worker.backends import BackendError
 from wuwan_worker.backends.cuda_graphs import SIZES, CudaGraphs
+from wuwan_worker.backends.jpegs import JpegDecoder
 from wuwan_worker.backends.weights import Block, Mapped
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class TorchBackend:
         weights: Mapped | Block,
         device: Any,
         size: int,
+        decoder: JpegDecoder | None = None,
     ) -> None:
         """
         Args:
@@ -106,11 +108,13 @@ class TorchBackend:
             weights: of its network; not up yet.
             device: where it runs.
             size: of the images, pixels.
+            decoder: for images in batches, if there is one.
         """
         gpu = device.type == "cuda"
         self.device = name
         self.batch_size = SIZES[-1] if gpu else _CPU_BATCH
         self.streams = _GPU_STREAMS if gpu else 1
+        self.decoder = decoder
         self.parked = True
         self._gpu = gpu
         self._on = device
@@ -213,7 +217,8 @@ def load(
     step = Step(network, bundle, levels, on, dtype)
     name = torch.cuda.get_device_name(on) if gpu else "CPU, torch"
     size = bundle.input.size
-    backend = TorchBackend(f"{name} ({_KINDS[dtype]})", step, weights, on, size)
+    decoder = JpegDecoder(bundle.input, on) if gpu else None
+    backend = TorchBackend(f"{name} ({_KINDS[dtype]})", step, weights, on, size, decoder)
     # Whatever is wrong shows now, and not with the first image.
     backend.infer(torch.zeros(1, size, size, 3, dtype=torch.uint8).numpy(), levels)
     return backend

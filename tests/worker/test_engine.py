@@ -1,0 +1,180 @@
+"""The engine with a backend that brings a decoder of its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wuwan_worker import decode
+from wuwan_worker.bundle import InputSpec
+from wuwan_worker.decode import Decoded, ItemError
+from wuwan_worker.engine import Engine
+from wuwan_worker.jobs import FairQueue, Job, Options
+from wuwan_worker.labels import Label
+from wuwan_worker.protocol import ErrorCode
+from wuwan_worker.ranking import Ranking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+SPEC = InputSpec(
+    name="images", size=8, resize=8, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
+)
+OPTIONS = Options(top_k=1, min_score=0.0, exact=False, level="")
+MARK = 7  # the colour of what the batch decoder has decoded
+
+
+class Batches:
+    """A decoder of batches that keeps what it was given; it cannot read what has an odd id."""
+
+    least, most = 4, 6
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.broken = False
+
+    def decode(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
+        self.sizes.append(len(jobs))
+        if self.broken:
+            raise RuntimeError("the GPU has fallen off the bus")
+        good = Decoded(np.full((8, 8, 3), MARK, np.uint8), 1, 1)
+        bad = ItemError(ErrorCode.TRUNCATED, "odd")
+        return [bad if job.id % 2 else good for job in jobs]
+
+
+class Backend:
+    """Says whose pixels it got: the score of the one label is 1 for the batch decoder's."""
+
+    device, batch_size, streams, parked = "test", 4, 1, False
+
+    def __init__(self, decoder: Batches) -> None:
+        self.decoder = decoder
+
+    def infer(
+        self, batch: NDArray[np.uint8], levels: Collection[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        mine = (batch[:, 0, 0, 0] == MARK).astype(np.float32)[:, None]
+        return dict.fromkeys(levels, mine)
+
+    def park(self) -> None: ...
+
+    def gpu_memory(self) -> int:
+        return 0
+
+
+class Run:
+    """An engine, and what it has answered by id."""
+
+    def __init__(self) -> None:
+        self.queue = FairQueue()
+        self.decoder = Batches()
+        self.failed: list[BaseException] = []
+        self.items: dict[int, dict[str, Any]] = {}
+        self._all = threading.Condition()
+        self.engine = Engine(
+            self.queue,
+            spec=SPEC,
+            rankings={"": Ranking([Label("红", "1")])},
+            decode_threads=1,
+            answer=self._answer,
+            failed=self._fail,
+        )
+
+    def _answer(self, _client: int, items: list[dict[str, Any]]) -> None:
+        with self._all:
+            for item in items:
+                assert item["id"] not in self.items
+                self.items[item["id"]] = item
+            self._all.notify()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._all:
+            self.failed.append(error)
+            self._all.notify()
+
+    def wait(self, count: int) -> None:
+        with self._all:
+            assert self._all.wait_for(lambda: self.failed or len(self.items) >= count, 20)
+
+    def score(self, number: int) -> float:
+        return float(self.items[number]["labels"][0]["score"])
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """An engine whose threads end with the test."""
+    made = Run()
+    yield made
+    made.engine.close(5)
+
+
+@pytest.fixture
+def jobs(memory_file: Callable[[bytes], int]) -> Callable[[int], list[Job]]:
+    """Photos, white."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(buffer, "PNG")
+
+    def make(count: int) -> list[Job]:
+        # The engine closes its descriptors, the fixture its own.
+        opened = [os.dup(memory_file(buffer.getvalue())) for _ in range(count)]
+        return [Job(0, number, descriptor, OPTIONS) for number, descriptor in enumerate(opened)]
+
+    return make
+
+
+def test_few_images_are_decoded_on_the_cpu(run: Run, jobs: Callable[[int], list[Job]]) -> None:
+    """The batch decoder waits until it is worth it."""
+    run.engine.start_decoding()
+    run.engine.start(Backend(run.decoder))
+    run.queue.put(0, jobs(2))
+    run.wait(2)
+    assert [run.score(0), run.score(1)] == [0.0, 0.0]
+    assert run.decoder.sizes == []
+
+
+def test_many_images_are_shared(
+    run: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the CPU has one, the batch decoder takes what is queued, and each is answered once."""
+    held, may_go = threading.Event(), threading.Event()
+
+    def slow(descriptor: int, spec: InputSpec, *, exact: bool) -> Decoded:
+        held.set()
+        assert may_go.wait(20)
+        return decode_one(descriptor, spec, exact=exact)
+
+    decode_one = decode.decode
+    monkeypatch.setattr(decode, "decode", slow)
+    run.queue.put(0, jobs(13))
+    run.engine.start_decoding()
+    assert held.wait(20)
+    run.engine.start(Backend(run.decoder))
+    run.wait(12)
+    assert run.decoder.sizes == [6, 6]
+    may_go.set()
+    run.wait(13)
+    assert run.score(0) == 0.0
+    for number in range(1, 13):
+        if number % 2:
+            assert run.items[number]["error"] == {"code": "truncated", "message": "odd"}
+        else:
+            assert run.score(number) == 1.0
+
+
+def test_a_batch_decoder_that_fails_ends_the_worker(
+    run: Run, jobs: Callable[[int], list[Job]]
+) -> None:
+    """As any decoder that raises what is no error of an image."""
+    run.decoder.broken = True
+    run.queue.put(0, jobs(20))
+    run.engine.start(Backend(run.decoder))
+    run.wait(20)
+    assert "off the bus" in str(run.failed[0])
