@@ -1,18 +1,16 @@
 """Checkpoints: read without running anything in them, and held against timm's architecture.
 
-Needs torch, timm and safetensors, which the torch backend and `wuwan_worker.convert` have.
+Needs torch and safetensors, which the torch backend and `wuwan_worker.convert` have.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import pickle
 import re
 import struct
 from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -28,35 +26,6 @@ _WANTED = re.compile(r"GLOBAL ([\w.]+)")
 
 class CheckpointError(Exception):
     """A checkpoint is of no use for an architecture; the message says what is wrong with it."""
-
-
-def network(architecture: str, classes: int) -> Any:
-    """timm's network in evaluation mode, its weights yet to come.
-
-    They are on torch's `meta` device, without memory; but for architectures that compute tensors
-    when they are built which are in no checkpoint (Swin's windows): those have all of them.
-
-    Raises:
-        CheckpointError: if timm does not know the architecture.
-    """
-    # Only a plain name: timm would download what a prefix such as "hf-hub:" leads to.
-    if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.7)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise CheckpointError(f"timm {timm.__version__} has no architecture {architecture!r}{hint}")
-    with torch.device("meta"):
-        empty = timm.create_model(architecture, pretrained=False, num_classes=classes)
-    kept = empty.state_dict().keys()
-    if any(name not in kept for name, _ in empty.named_buffers()):
-        return timm.create_model(architecture, pretrained=False, num_classes=classes).eval()
-    return empty.eval()
-
-
-def slot(network: Any, name: str) -> tuple[dict[str, Any], str]:
-    """Where a network keeps the tensor of that name, to put another one there."""
-    owner, _, leaf = name.rpartition(".")
-    module = network.get_submodule(owner)
-    return (module._parameters if leaf in module._parameters else module._buffers), leaf  # noqa: SLF001
 
 
 def places(path: Path) -> dict[str, tuple[list[int], int, int]]:

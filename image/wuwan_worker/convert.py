@@ -41,9 +41,9 @@ def convert(
     # Imported here: they take seconds, and a wrong argument should not.
     from safetensors.torch import save_file
 
-    from wuwan_worker import checkpoint
+    from wuwan_worker import checkpoint, networks
 
-    network = checkpoint.network(architecture, classes)
+    network = networks.network(architecture, classes)
     shape = _input(network.default_cfg)
     state = checkpoint.read(weights)
     checkpoint.check(state, network, architecture=architecture, classes=classes)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
-from wuwan_worker import checkpoint
+from wuwan_worker import checkpoint, networks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class _Lifted(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # where tor
     def forward(self, images: Any, *weights: Any) -> Any:
         network = self._hidden[0]
         for name, tensor in zip(self._names, weights, strict=True):
-            slots, leaf = checkpoint.slot(network, name)
+            slots, leaf = networks.slot(network, name)
             slots[leaf] = tensor
         return network(images)
 

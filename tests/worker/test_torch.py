@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,8 @@ pytest.importorskip("onnx", reason="onnx is not installed")
 from wuwan_worker import backends, bundle, decode, labels  # noqa: E402
 from wuwan_worker.backends import openvino, pytorch  # noqa: E402
 from wuwan_worker.backends.weights import Block  # noqa: E402
-from wuwan_worker.checkpoint import network  # noqa: E402
 from wuwan_worker.convert import convert  # noqa: E402
+from wuwan_worker.networks import network  # noqa: E402
 from wuwan_worker.ranking import ACTIVATIONS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -158,6 +160,30 @@ def test_without_a_gpu_there_is_no_other_device(model: bundle.Bundle) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(backends.BackendError, match=r"--gpus none"):
         backends.load("torch", model, labels.read(model), device="cuda", threads=1)
+
+
+def test_a_start_imports_no_compiler(model: bundle.Bundle) -> None:
+    """It would take longer than all else."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from wuwan_worker import backends, bundle, labels\n"
+        "model = bundle.load(Path(sys.argv[1]))\n"
+        "backend = backends.load('torch', model, labels.read(model), device='cpu', threads=1)\n"
+        "backend.infer(np.zeros((2, 224, 224, 3), np.uint8), ['coarse'])\n"
+        "from wuwan_worker.backends.jpegs import JpegDecoder\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(model.root)],
+        env=os.environ | {"PYTHONPATH": str(Path(pytorch.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
 
 
 # ---------------------------------------------------------------- as on a GPU, but on the CPU

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuwan_worker import checkpoint
+from wuwan_worker import checkpoint, networks
 from wuwan_worker.backends import BackendError
 from wuwan_worker.backends.cuda_graphs import SIZES, CudaGraphs
 from wuwan_worker.backends.jpegs import JpegDecoder
@@ -149,6 +149,11 @@ class TorchBackend:
             raise self._too_little(error) from None
         return {level: values.numpy() for level, values in found.items()}
 
+    def compute(self, pixels: Any) -> None:
+        """The network alone, on pixels that are on its device; for measuring."""
+        self._compute(pixels, (), self._module.current_stream())
+        self._module.synchronize()
+
     def _compute(self, pixels: Any, levels: Collection[str], stream: Any) -> dict[str, Any]:
         """One batch at a time; copies to and from the GPU overlap with another thread's."""
         with self._lock:
@@ -197,14 +202,17 @@ def load(
     `precision` is "f32", or empty for bf16 or fp16 on a GPU and float32 on a CPU.
     """
     path = bundle.weights("torch")
-    on = _cuda() if device == "cuda" else torch.device("cpu")
+    on = cuda() if device == "cuda" else torch.device("cpu")
     gpu = on.type == "cuda"
     dtype = torch.float32
     if gpu and not precision:
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     torch.set_num_threads(threads)
+    # Convolutions in f32 would be in TF32 otherwise, with the 11 bits of fp16; f32 is asked for to
+    # compare with.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        network = checkpoint.network(bundle.architecture, bundle.classes)
+        network = networks.network(bundle.architecture, bundle.classes)
         checkpoint.check(
             checkpoint.read(path),
             network,
@@ -224,7 +232,7 @@ def load(
     return backend
 
 
-def _cuda() -> Any:
+def cuda() -> Any:
     """The first GPU that this process sees.
 
     Raises:

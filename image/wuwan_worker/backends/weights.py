@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from wuwan_worker import checkpoint
+from wuwan_worker import checkpoint, networks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +69,7 @@ class Block:
         for name, tensor in network.state_dict().items():
             if not tensor.is_floating_point():  # how many batches a batch norm has seen
                 continue
-            slots, leaf = checkpoint.slot(network, name)
+            slots, leaf = networks.slot(network, name)
             kind = torch.float32 if name.rpartition(".")[0] in whole else dtype
             place = _Place(size, tuple(tensor.shape), kind)
             size += -(-place.bytes // _ALIGNMENT) * _ALIGNMENT
@@ -78,7 +78,7 @@ class Block:
         for name, buffer in network.named_buffers():
             if name not in sources:  # computed when the network was built; they are small, and stay
                 kind = dtype if buffer.is_floating_point() else buffer.dtype
-                slots, leaf = checkpoint.slot(network, name)
+                slots, leaf = networks.slot(network, name)
                 slots[leaf] = buffer.to(device, kind)
         self.bytes = size
         self._host = _pinned(size, device)
