@@ -19,6 +19,8 @@ from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from wuwan_cli.measure_gpu import GpuFigures
+
 _DEFAULTS = TagOptions()
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 GENERATED = 48  # photos
@@ -46,6 +48,7 @@ class Report:
     decode_core: float  # CPU seconds for an image
     infer_core: float
     limit: float  # with perfect overlap and nothing else to do
+    gpu: GpuFigures | None  # None on a CPU
     efficiency: float  # throughput / limit
     client_memory: int  # peak
     worker_memory: int
@@ -148,7 +151,7 @@ def _generated(scratch: Path) -> list[str]:
 def _measure(
     photos: Sequence[str], images: int, repeats: int, runner: str, spec: WorkerSpec, say: Any
 ) -> Report:
-    from wuwan_cli import measure
+    from wuwan_cli import measure, measure_gpu
     from wuwan_runner import fleet
 
     common_options = ["--runner", runner, "--quiet", "--model", spec.model]
@@ -169,18 +172,23 @@ def _measure(
     many = [photos[number % len(photos)] for number in range(images)]
     sample = photos[:: max(1, len(photos) // _STAGE_PHOTOS)][:_STAGE_PHOTOS]
     measure.tag(common_options, many[: images // 4])  # warms files and allocators
-    runs, alone = [], []
+    on_gpu = measure_gpu.held() > 0
+    runs, alone, busy = [], [], 0
     # In turns: on a machine whose speed changes, both see the same of it.
     for number in range(repeats):
         say(f"throughput and stages, {number + 1} of {repeats}")
-        runs.append(measure.tag(common_options, many))
-        alone.append(measure.stages(sample, runner, spec, 1.0))
+        with measure_gpu.watched() as peak:
+            runs.append(measure.tag(common_options, many))
+        busy = max(busy, peak.bytes)
+        alone.append(measure.stages(sample, runner, spec, 1.0, on_gpu=on_gpu))
+    if on_gpu:
+        say(f"parking, {repeats} times")
+    gpu = measure_gpu.figures(one, busy, repeats) if on_gpu else None
     memory = [m.status.memory for m in fleet.members(Timeouts()) if m.status]
     decode, infer = (
         statistics.median(stage[key] for stage in alone) for key in ("decode", "infer")
     )
-    limit = 1 / (1 / decode + 1 / infer)
-    limits = [1 / (1 / stage["decode"] + 1 / stage["infer"]) for stage in alone]
+    limits = [_limit(stage["decode"], stage["infer"], on_gpu) for stage in alone]
     ratios = [run.rate / bound for run, bound in zip(runs, limits, strict=True)]
     return Report(
         runner=runner,
@@ -196,13 +204,19 @@ def _measure(
         infer=infer,
         decode_core=statistics.median(stage["decode_core_s"] for stage in alone),
         infer_core=statistics.median(stage["infer_core_s"] for stage in alone),
-        limit=limit,
+        limit=_limit(decode, infer, on_gpu),
+        gpu=gpu,
         efficiency=statistics.median(ratios),
         client_memory=max(run.peak_memory for run in runs),
         worker_memory=max(memory, default=0),
         device=str(alone[0]["device"]),
         cores=int(alone[0]["cores"]),
     )
+
+
+def _limit(decode: float, infer: float, on_gpu: bool) -> float:
+    """Images a second. On a CPU both stages take the same cores, a GPU has its own."""
+    return min(decode, infer) if on_gpu else 1 / (1 / decode + 1 / infer)
 
 
 def _sizes(
@@ -262,13 +276,22 @@ def _show(report: Report) -> None:
         ),
         ("decode alone", f"{report.decode:.0f} img/s", f"{report.decode_core * 1e3:.2f} core-ms"),
         ("inference alone", f"{report.infer:.0f} img/s", f"{report.infer_core * 1e3:.2f} core-ms"),
-        ("limit, perfect overlap", f"{report.limit:.0f} img/s", "1 / (1/decode + 1/inference)"),
+        (
+            "limit, perfect overlap",
+            f"{report.limit:.0f} img/s",
+            "the slower one" if report.gpu else "1 / (1/decode + 1/inference)",
+        ),
         ("throughput, whole program", f"{report.throughput:.0f} img/s", "warm"),
         ("efficiency", f"{report.efficiency:.1%}", "throughput / limit, in turns"),
         ("client's peak memory", f"{report.client_memory / mebibyte:.0f} MiB", ""),
         ("worker's memory", f"{report.worker_memory / mebibyte:.0f} MiB", ""),
     ):
         table.add_row(*row)
+    if report.gpu is not None:
+        for state in ("rest", "busy", "parked"):
+            held = getattr(report.gpu, state) / mebibyte
+            table.add_row(f"GPU memory, {state}", f"{held:.0f} MiB", "without CUDA's own")
+        table.add_row("time to wake", f"{report.gpu.wake:.3f} s", "beyond a warm first record")
     console.print(table)
     if report.sizes:
         growth = Table(title="How it grows (a worker that answers at once)", box=box.SIMPLE_HEAD)

@@ -151,7 +151,7 @@ def imports(repeats: int) -> tuple[float, float]:
 
 
 def stages(
-    photos: Sequence[str], runner: str, spec: WorkerSpec, seconds: float
+    photos: Sequence[str], runner: str, spec: WorkerSpec, seconds: float, *, on_gpu: bool
 ) -> dict[str, float]:
     """What `wuwan_worker.stages` says of these photos, in the environment of that runner.
 
@@ -163,9 +163,11 @@ def stages(
         image = daemon.image_reference(spec.image)
         model, directory = model_place.place(spec.model, image, {})
         mount = [f"--volume={directory}:{model}:ro"] if directory else []
-        container = ["docker", "run", "-i", "--rm", "--network=none", *mount, image, "python"]
+        container = ["docker", "run", "-i", "--rm", "--network=none", *mount]
+        container += [*(["--gpus=all"] if on_gpu else []), image, "python"]
         command = [*container, *command[1:]]
     command += [f"--model={model}", f"--backend={spec.backend}", f"--seconds={seconds}"]
+    command += [f"--device={'cuda' if on_gpu else 'cpu'}"]
     blobs = bytearray()
     for photo in photos:
         data = Path(photo).read_bytes()

@@ -27,6 +27,7 @@ def test_figures_fit_together(wuwan: Any, photos: Path) -> None:
     # The machine may be busy: what is certain is that the limit cannot be far exceeded.
     assert 0.1 < report["efficiency"] < 1.5
     assert 10 * 2**20 < report["client_memory"] < 100 * 2**20
+    assert report["gpu"] is None
     assert 50 * 2**20 < report["worker_memory"] < 2 * 2**30
     assert [row["paths"] for row in report["sizes"]] == [100, 1000]
     for row in report["sizes"]:
