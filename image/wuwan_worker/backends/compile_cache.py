@@ -13,6 +13,10 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 from wuwan_worker import places
 
@@ -29,6 +33,14 @@ def directory() -> Path:
     if named := os.environ.get(VARIABLE):
         return Path(named)
     return places.cache() / "compiled"
+
+
+def suits(files: Iterable[Path]) -> bool:
+    """Whether a network of these files would be kept: for others do not even try.
+
+    To make what could be kept takes a copy of all weights.
+    """
+    return sum(file.stat().st_size for file in files) <= MAX_BYTES
 
 
 def read(key: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -17,7 +18,7 @@ from openvino import properties as props
 from openvino.preprocess import PrePostProcessor
 
 from wuwan_worker import __version__
-from wuwan_worker.backends import BackendError, compile_cache
+from wuwan_worker.backends import BackendError, compile_cache, mapped_pages
 from wuwan_worker.ranking import ACTIVATIONS, GroupSum
 
 if TYPE_CHECKING:
@@ -87,6 +88,15 @@ def load(
     """
     if device != "cpu":
         raise BackendError("the openvino backend runs on the CPU; use --backend torch on a GPU")
+    files = [bundle.root / name for name in bundle.files]
+    large = not compile_cache.suits(files)
+    with mapped_pages.given_back(files) if large else contextlib.nullcontext():
+        return _load(bundle, levels, threads, precision)
+
+
+def _load(
+    bundle: Bundle, levels: Mapping[str, Level], threads: int, precision: str
+) -> OpenVinoBackend:
     core = ov.Core()
     path = bundle.weights("openvino")
     try:
@@ -115,11 +125,11 @@ def _compiled(
     core: ov.Core, bundle: Bundle, path: Path, threads: int, precision: str
 ) -> tuple[ov.CompiledModel, str]:
     """The network, ready to run, and its precision for people; from the cache if it is there."""
+    files = [bundle.root / name for name in bundle.files]
     # Sizes, so that weights that are not as the manifest says are noticed as if they were read.
-    sizes = [(bundle.root / name).stat().st_size for name in bundle.files]
+    sizes = [file.stat().st_size for file in files]
     key = f"{__version__} {ov.__version__} {bundle.fingerprint} {sizes} {BATCH_SIZE}{precision}"
-    # Not even tried where it would be too large to keep: that takes a copy of all weights.
-    keep = sum(sizes) <= compile_cache.MAX_BYTES
+    keep = compile_cache.suits(files)
     if keep and (kept := compile_cache.read(key)):
         name, _, blob = kept.partition(b"\n")
         precision = name.decode()
