@@ -47,12 +47,13 @@ def write_bundle(
         lines = [f"{number}\t{number}\t{number}\t" for number in range(classes)]
         (root / labels.FILE).write_text("\n".join(["index\tlabel\tid\tbroader", *lines, ""]))
     backends_table = "\n".join(f'{name} = "{file}"' for name, file in made["files"].items())
+    files_table = "\n".join(f'"{file}" = "{"0" * 64}"' for file in made["files"].values())
     input_table = "\n".join(f"{key} = {value!r}".replace("'", '"') for key, value in shape.items())
     (root / "bundle.toml").write_text(
         f'name = "test"\nversion = "1"\ndescription = ""\narchitecture = "{architecture}"\n'
         f'license = ""\nsource = ""\n[backends]\n{backends_table}\n[input]\n{input_table}\n'
         f'[output]\nname = "{made["output_name"]}"\nclasses = {classes}\n'
-        f'activation = "{manifest.get("activation", "softmax")}"\n{table}[files]\n'
+        f'activation = "{manifest.get("activation", "softmax")}"\n{table}[files]\n{files_table}\n'
     )
     return bundle.load(root)
 
@@ -273,3 +274,52 @@ def test_torch_and_openvino_agree_on_photos(tmp_path: Path) -> None:
     assert np.mean(first.argmax(axis=1) == second.argmax(axis=1)) >= 0.995
     assert np.abs(first - second).max() < 0.02
     assert first.max(axis=1).mean() > 0.6  # the right weights, in the right places
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from wuwan_worker import backends, bundle, labels
+from wuwan_worker.backends import openvino, pytorch, weights
+from wuwan_worker.networks import network
+import torch
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+model, way = bundle.load(Path(sys.argv[1])), sys.argv[2]
+levels = labels.read(model)
+before = peak()
+if way == "as on a GPU":
+    net = network(model.architecture, model.classes)
+    block = weights.Block(net, model.weights("torch"), torch.device("cpu"), torch.bfloat16)
+else:
+    backend = backends.load(way, model, levels, device="cpu", threads=2)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "times"), [("torch", 1.5), ("openvino", 1.5), ("as on a GPU", 0.7)]
+)
+def test_memory_while_loading(large: bundle.Bundle, way: str, times: float) -> None:
+    """Beyond the libraries, under 1.5 times the weights; most of them are a head of 160 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(large.root), way],
+        env=os.environ | {"PYTHONPATH": str(Path(pytorch.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert int(done.stdout) < times * large.weights("torch").stat().st_size
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+    """A bundle whose head is most of it, as in `general-zh`."""
+    root = tmp_path_factory.mktemp("large")
+    torch.manual_seed(0)
+    torch.save(timm.create_model(ARCHITECTURE, num_classes=20_000).state_dict(), root / "w.pt")
+    return write_bundle(root / "bundle", root / "w.pt", ARCHITECTURE, 20_000)
