@@ -40,6 +40,9 @@ EXIT_BACKEND = 70  # EX_SOFTWARE
 EXIT_SOCKET = 71  # EX_OSERR
 LOG_LINES = 500
 CREDITS_PER_CORE = 8  # a batch of 4 in inference and one in decoding
+CREDITS_ON_GPU = (
+    256  # batches of 64: two that are computed and ranked, one that fills, and decoding
+)
 
 
 class _Ring(logging.Handler):
@@ -188,7 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             park_after=arguments.park_after if arguments.device == "cuda" else math.inf,
         ),
         owner=owner,
-        credits_=max(CREDITS, CREDITS_PER_CORE * cores.available()),
+        credits_=max(
+            CREDITS_ON_GPU if arguments.device == "cuda" else CREDITS,
+            CREDITS_PER_CORE * cores.available(),
+        ),
         log_lines=ring.lines,
     )
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,6 +7,8 @@ price is that shapes and addresses are fixed, so batches are padded to the next 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +32,14 @@ class CudaGraphs:
         self._device = device
         self._sizes = sizes
         self._recorded: dict[int, tuple[Any, Any, Mapping[str, Any]]] = {}
-        self._warm: set[int] = set()
+        self._warm: set[tuple[int, int]] = set()
         self._pool: Any = None  # memory that all recorded sizes share: they never run at once
 
     def __call__(self, pixels: Any) -> Mapping[str, Any]:
-        """As `step`; the results live until the next call and may have more rows."""
+        """As `step`; the results live until the next call and may have more rows.
+
+        On a stream that is not the default one, which cannot be recorded.
+        """
         count = len(pixels)
         size = next(size for size in self._sizes if size >= count)
         if size not in self._recorded:
@@ -46,18 +51,23 @@ class CudaGraphs:
 
     def _record(self, size: int, shape: tuple[int, ...]) -> tuple[Any, Any, Mapping[str, Any]]:
         images = torch.zeros(size, *shape, dtype=torch.uint8, device=self._device)
-        if size not in self._warm:
-            # The first run of a shape loads kernels and chooses algorithms: not to be recorded.
+        warm = (threading.get_ident(), size)
+        if warm not in self._warm:
+            # The first run of a shape loads kernels and chooses algorithms, and cuBLAS and cuDNN
+            # have handles for each thread: nothing of that can be recorded.
             self._step(images)
-            self._warm.add(size)
+            self._warm.add(warm)
         graph = torch.cuda.CUDAGraph()
         # Not `torch.cuda.graph`, which first collects garbage and empties the allocator's cache:
         # that takes longer than a parked network may need to wake. Other threads go on decoding.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             found = self._step(images)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it would hide what went wrong
+                graph.capture_end()
+            raise
+        graph.capture_end()
         self._pool = graph.pool()
         return graph, images, found
 

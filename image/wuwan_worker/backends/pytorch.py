@@ -131,9 +131,7 @@ class TorchBackend:
         self, batch: NDArray[np.uint8], levels: Collection[str]
     ) -> Mapping[str, NDArray[np.float32]]:
         """See `Backend.infer`. Wakes a parked network."""
-        lane: _Lane | None = getattr(self._local, "lane", None)
-        if lane is None:
-            lane = self._local.lane = _Lane(self._module, self._shape, self._gpu)
+        lane = self._lane()
         pixels = lane.pixels[: len(batch)].copy_(torch.from_numpy(batch))
         found = {}
         try:
@@ -149,9 +147,18 @@ class TorchBackend:
             raise self._too_little(error) from None
         return {level: values.numpy() for level, values in found.items()}
 
+    def _lane(self) -> _Lane:
+        """This thread's."""
+        lane: _Lane | None = getattr(self._local, "lane", None)
+        if lane is None:
+            lane = self._local.lane = _Lane(self._module, self._shape, self._gpu)
+        return lane
+
     def compute(self, pixels: Any) -> None:
         """The network alone, on pixels that are on its device; for measuring."""
-        self._compute(pixels, (), self._module.current_stream())
+        lane = self._lane()
+        with torch.inference_mode(), self._module.stream(lane.stream):
+            self._compute(pixels, (), lane.stream)
         self._module.synchronize()
 
     def _compute(self, pixels: Any, levels: Collection[str], stream: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ copies nothing, and waking it is one transfer from pinned memory.
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,11 +82,23 @@ class Block:
                 slots, leaf = networks.slot(network, name)
                 slots[leaf] = buffer.to(device, kind)
         self.bytes = size
-        self._host = _pinned(size, device)
+        self._host = torch.empty(size, dtype=torch.uint8)
+        if device.type == "cuda":
+            self._pin()
         with path.open("rb") as file:
             for place, offset in read:
                 file.seek(offset)
                 place.fill(self._host, file)
+
+    def _pin(self) -> None:
+        """Have the GPU copy from there without a stop on the way.
+
+        torch's own pinned memory comes in powers of two: 512 MiB for the 300 MiB of `general-zh`.
+        """
+        runtime, start = torch.cuda.cudart(), self._host.data_ptr()
+        torch.cuda.check_error(runtime.cudaHostRegister(start, self.bytes, 0))
+        # Before the memory goes: whatever came to the same place could not be pinned again.
+        weakref.finalize(self, runtime.cudaHostUnregister, start).atexit = False
 
     def up(self) -> None:
         """Copy them to the device, on the current stream."""
@@ -129,15 +142,3 @@ class _Place:
             if file.readinto(numbers.data.cast("B")) != numbers.nbytes:
                 raise OSError(f"{file.name} is cut short")
             part.copy_(torch.from_numpy(numbers).view(part.shape))
-
-
-def _pinned(size: int, device: Any) -> Any:
-    """Host memory that `device` copies from without a stop on the way.
-
-    torch's own pinned memory comes in powers of two: 512 MiB for the 300 MiB of `general-zh`.
-    """
-    block = torch.empty(size, dtype=torch.uint8)
-    if device.type == "cuda":
-        runtime = torch.cuda.cudart()
-        torch.cuda.check_error(runtime.cudaHostRegister(block.data_ptr(), size, 0))
-    return block
