@@ -20,6 +20,7 @@ from typing import Any
 import nncf
 import numpy as np
 import openvino as ov
+from openvino import opset13
 
 from wuwan_worker import bundle, decode
 
@@ -40,6 +41,26 @@ def calibration(photos: Path, spec: bundle.InputSpec) -> list[Any]:
     return batches
 
 
+def network(path: Path) -> Any:
+    """The network, its constants folded.
+
+    ONNX has the weights of a depthwise convolution as (channels, 1, 3, 3), OpenVINO reshapes them
+    to (channels, 1, 1, 3, 3). With that reshape between them and the convolution NNCF takes the
+    wrong axis for the channels, and the convolution runs in f32: half the speed of the whole.
+    """
+    model = ov.Core().read_model(path)
+    for node in model.get_ordered_ops():
+        source = node.input_value(0).get_node() if node.get_input_size() else None
+        if node.get_type_name() != "Reshape" or source.get_type_name() != "Constant":
+            continue
+        folded = opset13.constant(source.data.reshape(node.get_output_shape(0)))
+        folded.set_friendly_name(f"{source.get_friendly_name()}/folded")
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(folded.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
 def main() -> None:
     """Write `model-int8.xml` and `model-int8.bin` beside the ONNX file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -49,7 +70,7 @@ def main() -> None:
     manifest = bundle.load(ROOT)
     images = calibration(arguments.photos, manifest.input)
     quantised = nncf.quantize(
-        ov.Core().read_model(manifest.weights("onnx")),
+        network(manifest.weights("onnx")),
         nncf.Dataset(images),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(images),
