@@ -40,9 +40,8 @@ EXIT_BACKEND = 70  # EX_SOFTWARE
 EXIT_SOCKET = 71  # EX_OSERR
 LOG_LINES = 500
 CREDITS_PER_CORE = 8  # a batch of 4 in inference and one in decoding
-CREDITS_ON_GPU = (
-    256  # batches of 64: two that are computed and ranked, one that fills, and decoding
-)
+# Batches of 64: two that are computed and ranked, one that fills, and decoding.
+CREDITS_ON_GPU = 256
 
 
 class _Ring(logging.Handler):

@@ -86,7 +86,8 @@ class Connection:
                     min_score=options.min_score,
                     exact=options.exact,
                     level=options.level,
-                    ttl=options.ttl,
+                    # A private worker leaves with us: nobody else can find it.
+                    ttl=0.0 if self.private else options.ttl,
                 ),
                 [probe],
             )

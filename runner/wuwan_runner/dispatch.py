@@ -1,8 +1,9 @@
 """One run: images go out to workers, answers come back, records leave in input order.
 
 A single thread does it all, waiting on the workers' sockets. What is under way is bounded: each
-worker has at most its credits, and no input is taken up that is more than `WINDOW` ahead of the
-first one without a record. So memory is flat, and a consumer that stops reading stops the run.
+worker has at most its credits, and no input is taken up that is more than `WINDOW`, or twice the
+credits, ahead of the first one without a record. So memory is flat, and a consumer that stops
+reading stops the run.
 
 When a worker is lost, its unanswered images go to another one. Images that have lost two workers
 are suspects: they go, one at a time, through a private worker, so that the one that kills it is
@@ -106,7 +107,8 @@ class Dispatch:
         """
         try:
             while True:
-                self._open_some(self._options.batch_size)
+                # One more than a batch tells whether there is more to do than that.
+                self._open_some(self._options.batch_size + 1)
                 if batch := self._take_ready():
                     yield batch
                 elif self._exhausted and self._emitted == self._next:
@@ -146,7 +148,7 @@ class Dispatch:
         while len(self._opened) < count:
             if self._again:
                 item = self._again.popleft()
-            elif self._exhausted or self._next - self._emitted >= WINDOW:
+            elif self._exhausted or self._next - self._emitted >= self._window:
                 return
             else:
                 try:
@@ -166,6 +168,12 @@ class Dispatch:
                 self._opened.append((item, open_image(item.path)))
             except OpenError as error:
                 self._fail(item, error.failure)
+
+    @property
+    def _window(self) -> int:
+        """How many inputs may be taken up ahead of the first one without a record."""
+        credits_ = sum(c.welcome.credits for c in self._connections if c.welcome is not None)
+        return max(WINDOW, 2 * credits_)
 
     def _fail(self, item: Item, failure: ItemFailure) -> None:
         self._records[item.seq] = Record(path=item.path, model=self._model, error=failure)
