@@ -6,15 +6,16 @@
 A backend on a GPU may bring a decoder of its own, which takes many images at once as soon as many
 are queued: one thread more, beside those of the CPU.
 
-Decoders fill the slots of the batch that is open; an infer thread takes it as soon as it is free,
-full or not. So under load batches fill by themselves, across clients, and a single image never
-waits for company.
+Decoders fill the slots of the batch that is open, whichever client an image is from; an infer
+thread takes it when it is full, or when nothing more is queued. So a single image never waits for
+company.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from wuwan_worker.ranking import Ranking
 
 log = logging.getLogger(__name__)
+
+_COMPANY = 0.02  # seconds that an image may wait for others that are queued
 
 
 @dataclass(slots=True)
@@ -188,14 +191,29 @@ class Engine:
             self._changed.notify_all()
 
     def _take(self) -> _Batch | Literal["park"] | None:
+        """The open batch, full or as full as it soon gets; what else there is to do without one.
+
+        While there is more to decode a batch may fill, since small ones cost more for each image,
+        and decoders have the core meanwhile. One that is slow, or hangs, holds up nobody for long.
+        """
+        until = None
         with self._changed:
-            while self._open is None or not self._open.slots:
-                if self._closing:
-                    return None
-                if self._park_wanted:
-                    self._park_wanted = False
-                    return "park"
-                self._changed.wait()
+            while True:
+                if self._open is None or not self._open.slots:
+                    if self._closing:
+                        return None
+                    if self._park_wanted:
+                        self._park_wanted = False
+                        return "park"
+                    self._changed.wait()
+                    until = None
+                    continue
+                if self._open.full or not len(self._queue):
+                    break
+                until = until or time.monotonic() + _COMPANY
+                if (left := until - time.monotonic()) <= 0:
+                    break
+                self._changed.wait(left)
             self._park_wanted = False
             batch, self._open = self._open, self._free.pop()
             self._changed.notify_all()

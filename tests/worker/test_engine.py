@@ -1,10 +1,11 @@
-"""The engine with a backend that brings a decoder of its own."""
+"""The engine: how batches fill, and a backend that brings a decoder of its own."""
 
 from __future__ import annotations
 
 import io
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,12 +56,14 @@ class Backend:
 
     device, batch_size, streams, parked = "test", 4, 1, False
 
-    def __init__(self, decoder: Batches) -> None:
+    def __init__(self, decoder: Batches | None) -> None:
         self.decoder = decoder
+        self.sizes: list[int] = []
 
     def infer(
         self, batch: NDArray[np.uint8], levels: Collection[str]
     ) -> dict[str, NDArray[np.float32]]:
+        self.sizes.append(len(batch))
         mine = (batch[:, 0, 0, 0] == MARK).astype(np.float32)[:, None]
         return dict.fromkeys(levels, mine)
 
@@ -128,6 +131,49 @@ def jobs(memory_file: Callable[[bytes], int]) -> Callable[[int], list[Job]]:
         return [Job(0, number, descriptor, OPTIONS) for number, descriptor in enumerate(opened)]
 
     return make
+
+
+def test_batches_fill_while_there_is_more(
+    run: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inference is faster than decoding here, and yet does not take images one by one."""
+
+    def slow(descriptor: int, spec: InputSpec, *, exact: bool) -> Decoded:
+        time.sleep(0.001)
+        return decode_one(descriptor, spec, exact=exact)
+
+    decode_one = decode.decode
+    monkeypatch.setattr(decode, "decode", slow)
+    backend = Backend(None)
+    run.queue.put(0, jobs(40))
+    run.engine.start(backend)
+    run.engine.start_decoding()
+    run.wait(40)
+    assert sum(backend.sizes) == 40
+    assert backend.sizes.count(4) >= 8
+
+
+def test_a_decoder_that_hangs_holds_up_nobody(
+    run: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decoded is answered, though more is queued behind the image that hangs."""
+    may_go = threading.Event()
+    calls = iter(range(3))
+
+    def hangs(descriptor: int, spec: InputSpec, *, exact: bool) -> Decoded:
+        if next(calls) == 1:
+            assert may_go.wait(20)
+        return decode_one(descriptor, spec, exact=exact)
+
+    decode_one = decode.decode
+    monkeypatch.setattr(decode, "decode", hangs)
+    run.queue.put(0, jobs(3))
+    run.engine.start(Backend(None))
+    run.engine.start_decoding()
+    run.wait(1)
+    assert list(run.items) == [0]
+    may_go.set()
+    run.wait(3)
 
 
 def test_few_images_are_decoded_on_the_cpu(run: Run, jobs: Callable[[int], list[Job]]) -> None:
