@@ -67,6 +67,20 @@ def test_a_cache_that_cannot_be_written_holds_up_nobody(
     assert compile_cache.read("key") is None
 
 
+def test_a_home_that_is_not_there_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services run without one, and root could make it."""
+    monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    compile_cache.write("key", b"data")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "home").mkdir()
+    compile_cache.write("key", b"data")
+    assert compile_cache.read("key") == b"data"
+
+
 def test_old_files_go(cache: Path) -> None:
     """The directory does not grow with each version."""
     for number in range(compile_cache.KEPT + 3):

@@ -60,7 +60,7 @@ def write(key: str, data: bytes) -> None:
     temporary = None
     try:
         path = _path(key)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        places.make(path.parent)
         temporary = path.with_suffix(f".{os.urandom(4).hex()}")
         temporary.write_bytes(hashlib.sha256(data).digest() + data)
         temporary.replace(path)
