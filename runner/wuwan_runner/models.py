@@ -48,7 +48,8 @@ def add(source: Source, convert: Converter) -> Bundle:
         sums = _seal(directory, files)
         text = manifest.write(source, converted, sums)
         (directory / bundle.MANIFEST).write_text(text, encoding="utf-8")
-        _seal(directory, {*files, bundle.MANIFEST})
+        _seal_file(directory / bundle.MANIFEST)
+        _sync(directory)
         try:
             labels.read(bundle.load(directory))
         except BundleError as error:
@@ -175,19 +176,20 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _seal(directory: Path, files: set[str]) -> dict[str, str]:
-    """Drop all other files, make these readable for a container's user; their sha256."""
+    """Drop all other files, seal these; their sha256."""
     for path in directory.iterdir():
         if path.name not in files:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    sums = {}
-    for name in sorted(files):
-        with (directory / name).open("rb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
     directory.chmod(0o755)
-    _sync(directory)
-    return sums
+    return {name: _seal_file(directory / name) for name in sorted(files)}
+
+
+def _seal_file(path: Path) -> str:
+    """Make a file readable for a container's user, and have it on the disk; its sha256."""
+    with path.open("rb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(directory: Path) -> None:
