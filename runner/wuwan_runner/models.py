@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import manifest
 from wuwan_runner.errors import LockedError, ModelError, UsageError
-from wuwan_worker import bundle, labels
+from wuwan_worker import bundle, labels, places
 from wuwan_worker.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _staged(name: str) -> Iterator[Path]:
     base = bundle.user_directory()
     path = base / _STAGING.format(name=name)
     try:
-        base.mkdir(parents=True, exist_ok=True)
+        places.make(base)
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise ModelError(f"cannot make {error.filename}: {error.strerror}") from None
