@@ -54,8 +54,11 @@ class _Batch:
     def __init__(self, capacity: int, size: int) -> None:
         self.pixels: NDArray[np.uint8] = np.empty((capacity, size, size, 3), np.uint8)
         self.slots: list[_Slot] = []
+        self.due = 0.0  # monotonic clock; when it need not wait for more any longer
 
     def add(self, slot: _Slot, pixels: NDArray[np.uint8]) -> None:
+        if not self.slots:
+            self.due = time.monotonic() + _COMPANY
         self.pixels[len(self.slots)] = pixels
         self.slots.append(slot)
 
@@ -91,7 +94,11 @@ class Engine:
         self._answer = answer
         self._failed = failed
         self._queue = queue
-        self._changed = threading.Condition()
+        # Apart, and told only when there is something to do: who is woken for nothing takes a core
+        # from who works.
+        lock = threading.Lock()
+        self._room = threading.Condition(lock)  # in the open batch, for decoders
+        self._work = threading.Condition(lock)  # for infer threads
         self._open: _Batch | None = None
         self._free: list[_Batch] = []
         self._closing = False
@@ -103,30 +110,30 @@ class Engine:
     def start(self, backend: Backend) -> None:
         """Begin to infer. Decoding of what is queued begins at `start_decoding`."""
         size = self._spec.size
-        with self._changed:
+        with self._room:
             # One batch being inferred for each stream, and one being filled.
             self._free = [_Batch(backend.batch_size, size) for _ in range(backend.streams + 1)]
             self._open = self._free.pop()
-            self._changed.notify_all()
+            self._room.notify_all()
         for number in range(backend.streams):
             self._spawn(f"infer-{number}", self._infer_loop, backend)
         if backend.decoder is not None:
-            with self._changed:
+            with self._work:
                 self._decoders_left += 1
             self._spawn("decode-many", self._decode_many_loop, backend.decoder)
 
     def start_decoding(self) -> None:
         """Begin to decode; may come before the backend is there."""
-        with self._changed:
+        with self._work:
             self._decoders_left += self._decode_threads
         for number in range(self._decode_threads):
             self._spawn(f"decode-{number}", self._decode_loop)
 
     def park(self) -> None:
         """Have the backend give its GPU memory back, unless an image comes first."""
-        with self._changed:
+        with self._work:
             self._park_wanted = True
-            self._changed.notify_all()
+            self._work.notify()
 
     def _spawn(self, name: str, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
@@ -172,23 +179,28 @@ class Engine:
             return False
         finally:
             close_all(job.descriptor for job in jobs)
-        for job, image in zip(jobs, images, strict=True):
-            if isinstance(image, ItemError):
-                item = {"id": job.id, "error": {"code": str(image.code), "message": str(image)}}
-                self._answer(job.client, [item])
-                continue
-            with self._changed:
+        with self._room:
+            for job, image in zip(jobs, images, strict=True):
+                if isinstance(image, ItemError):
+                    item = {"id": job.id, "error": {"code": str(image.code), "message": str(image)}}
+                    self._answer(job.client, [item])
+                    continue
                 while self._open is None or self._open.full:
-                    self._changed.wait()
+                    self._room.wait()
                 self._open.add(_Slot(job, image.width, image.height), image.pixels)
-                self._changed.notify_all()
+                # The first one, so that somebody waits for company on its behalf.
+                if len(self._open.slots) == 1 or self._complete(self._open):
+                    self._work.notify()
         return True
 
     def _decoder_ends(self) -> None:
-        with self._changed:
+        with self._work:
             self._decoders_left -= 1
             self._closing = self._decoders_left == 0
-            self._changed.notify_all()
+            self._work.notify_all()
+
+    def _complete(self, batch: _Batch) -> bool:
+        return batch.full or not len(self._queue)
 
     def _take(self) -> _Batch | Literal["park"] | None:
         """The open batch, full or as full as it soon gets; what else there is to do without one.
@@ -196,8 +208,7 @@ class Engine:
         While there is more to decode a batch may fill, since small ones cost more for each image,
         and decoders have the core meanwhile. One that is slow, or hangs, holds up nobody for long.
         """
-        until = None
-        with self._changed:
+        with self._work:
             while True:
                 if self._open is None or not self._open.slots:
                     if self._closing:
@@ -205,23 +216,21 @@ class Engine:
                     if self._park_wanted:
                         self._park_wanted = False
                         return "park"
-                    self._changed.wait()
-                    until = None
-                    continue
-                if self._open.full or not len(self._queue):
+                    self._work.wait()
+                elif self._complete(self._open):
                     break
-                until = until or time.monotonic() + _COMPANY
-                if (left := until - time.monotonic()) <= 0:
+                elif (left := self._open.due - time.monotonic()) > 0:
+                    self._work.wait(left)
+                else:
                     break
-                self._changed.wait(left)
             self._park_wanted = False
             batch, self._open = self._open, self._free.pop()
-            self._changed.notify_all()
+            self._room.notify_all()
             return batch
 
     def _give_back(self, batch: _Batch) -> None:
         batch.slots.clear()
-        with self._changed:
+        with self._work:
             self._free.append(batch)
 
     def _infer_loop(self, backend: Backend) -> None:
