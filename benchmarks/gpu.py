@@ -168,20 +168,40 @@ def opened(worker: Worker) -> Iterator[Client]:
 def parity(table: Table, bundle: Any, photos: Sequence[int], device: str) -> None:
     """How often the top label is that of torch on the CPU in f32, and how far scores are off."""
     import numpy as np
+    import torch
 
     from wuwan_worker import backends, cores, decode, labels
     from wuwan_worker.backends import pytorch
+    from wuwan_worker.backends.jpegs import JpegDecoder
+    from wuwan_worker.jobs import Job, Options
 
     levels, level = labels.read(bundle), bundle.default_level
     pixels = [decode.decode(photo, bundle.input).pixels for photo in photos]
     threads = cores.available()
 
-    def scores(backend: Any) -> Any:
+    def scores(backend: Any, pixels: list[Any] = pixels) -> Any:
         size = min(backend.batch_size, 16)
         parts = [pixels[first : first + size] for first in range(0, len(pixels), size)]
         return np.concatenate([backend.infer(np.stack(p), [level])[level].copy() for p in parts])
 
-    expected = scores(pytorch.load(bundle, levels, device="cpu", threads=threads))
+    def add(name: str, expected: Any, found: Any, note: str) -> None:
+        agree = np.mean(found.argmax(axis=1) == expected.argmax(axis=1))
+        off = np.abs(found - expected).max()
+        table.add(name, f"{agree:.1%}", f"{len(photos)} photos, scores within {off:.4f}; {note}")
+
+    reference = pytorch.load(bundle, levels, device="cpu", threads=threads)
+    expected = scores(reference)
+    exact = scores(
+        reference, [decode.decode(photo, bundle.input, exact=True).pixels for photo in photos]
+    )
+    options = Options(top_k=5, min_score=0.0, exact=False, level="")
+    decoder = JpegDecoder(bundle.input, torch.device(device))
+    squares = decoder.decode([Job(0, n, photo, options) for n, photo in enumerate(photos)])
+    for name, found in (
+        ("decoded in batches", scores(reference, [square.pixels for square in squares])),
+        ("decoded on the CPU", expected),
+    ):
+        add(f"{name}: same top label as --exact", exact, found, "torch, CPU, f32")
     others: dict[str, Callable[[], Any]] = {}
     if device == "cuda":
         others["torch, GPU"] = lambda: pytorch.load(bundle, levels, device=device, threads=threads)
@@ -194,14 +214,8 @@ def parity(table: Table, bundle: Any, photos: Sequence[int], device: str) -> Non
         )
     for name, load in others.items():
         backend = load()
-        found = scores(backend)
-        agree = np.mean(found.argmax(axis=1) == expected.argmax(axis=1))
-        table.add(
-            f"{name}: same top label as torch, CPU, f32",
-            f"{agree:.1%}",
-            f"{len(photos)} photos, scores within {np.abs(found - expected).max():.4f}; "
-            f"{backend.device}",
-        )
+        what = f"{name}: same top label as torch, CPU, f32"
+        add(what, expected, scores(backend), backend.device)
 
 
 def alone(table: Table, bundle: Any, photos: Sequence[int], device: str) -> dict[str, float]:

@@ -160,7 +160,7 @@ def stages(
     """
     command, model = [sys.executable, "-m", "wuwan_worker.stages"], spec.model
     if runner == "docker":
-        image = daemon.image_reference(spec.image)
+        image = spec.image or daemon.own_image("gpu" if on_gpu else "cpu")
         model, directory = model_place.place(spec.model, image, {})
         mount = [f"--volume={directory}:{model}:ro"] if directory else []
         container = ["docker", "run", "-i", "--rm", "--network=none", *mount]

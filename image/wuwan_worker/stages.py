@@ -22,11 +22,12 @@ import numpy as np
 
 from wuwan_worker import backends, bundle, cores, decode, labels
 from wuwan_worker.bridge import read_blob
+from wuwan_worker.jobs import Job, Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from wuwan_worker.backends import Backend
+    from wuwan_worker.backends import Backend, BatchDecoder
     from wuwan_worker.bundle import Bundle
 
 
@@ -58,7 +59,10 @@ def rate(threads: int, seconds: float, step: Callable[[int], int]) -> tuple[floa
 def measure(
     images: Sequence[int], model: Bundle, backend: Backend, threads: int, seconds: float
 ) -> dict[str, float]:
-    """Rates of decoding and inference alone, in turns, medians of three."""
+    """Rates of decoding and inference alone, in turns, medians of three.
+
+    Where the backend decodes, too, its rate is added to that of the CPU.
+    """
     spec, levels = model.input, (model.default_level,)
     shape = (backend.batch_size, spec.size, spec.size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)  # zeros may run faster
@@ -71,12 +75,25 @@ def measure(
         backend.infer(pixels, levels)
         return len(pixels)
 
-    rounds = [
-        (*rate(threads, seconds, decode_one), *rate(backend.streams, seconds, infer_one))
-        for _ in range(3)
-    ]
+    rounds = []
+    for _ in range(3):
+        decoded, core = rate(threads, seconds, decode_one)
+        if backend.decoder is not None:
+            decoded += rate(1, seconds, _in_batches(backend.decoder, images))[0]
+        rounds.append((decoded, core, *rate(backend.streams, seconds, infer_one)))
     medians = [sorted(column)[1] for column in zip(*rounds, strict=True)]
     return dict(zip(("decode", "decode_core_s", "infer", "infer_core_s"), medians, strict=True))
+
+
+def _in_batches(decoder: BatchDecoder, images: Sequence[int]) -> Callable[[int], int]:
+    options = Options(top_k=1, min_score=0.0, exact=False, level="")
+
+    def step(turn: int) -> int:
+        chosen = range(turn * decoder.most, (turn + 1) * decoder.most)
+        jobs = [Job(0, number, images[number % len(images)], options) for number in chosen]
+        return len(decoder.decode(jobs))
+
+    return step
 
 
 def main(argv: Sequence[str] | None = None) -> int:

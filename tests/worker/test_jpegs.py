@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
-from wuwan_worker import bundle, decode  # noqa: E402
+from wuwan_worker import bundle, cores, decode  # noqa: E402
 from wuwan_worker.backends import jpegs  # noqa: E402
 from wuwan_worker.backends.jpegs import JpegDecoder  # noqa: E402
 from wuwan_worker.decode import Decoded, ItemError  # noqa: E402
@@ -175,11 +176,68 @@ def test_exact_is_the_reference_itself(memory_file: Files, batches: list[int]) -
 def test_a_batch_has_a_limit(
     memory_file: Files, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What does not fit into memory beside the others is decoded on the CPU."""
+    """What does not fit into memory beside the others comes after them."""
     monkeypatch.setattr(jpegs, "MAX_BATCH_PIXELS", 2 * 500 * 375)
     found = _decode(memory_file, [ORDINARY["photo"]] * 3)
-    assert batches == [2]
+    assert batches == [2, 1]
     assert all(isinstance(image, Decoded) for image in found)
+
+
+def test_a_large_file_is_read_alone(
+    memory_file: Files, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of them would not fit into a container's memory."""
+    photo = ORDINARY["photo"]
+    monkeypatch.setattr(jpegs, "MAX_BYTES", len(photo) - 1)
+    (found,) = _decode(memory_file, [photo])
+    assert batches == []
+    assert isinstance(found, Decoded)
+
+
+def test_what_the_gpu_leaves_is_decoded_side_by_side(
+    memory_file: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one after the other in the thread that serves the GPU."""
+    side_by_side = threading.Barrier(2, timeout=20)
+    whole = decode.decode
+
+    def wait_for_another(*arguments: Any, **options: Any) -> Decoded:
+        side_by_side.wait()
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(cores, "available", lambda: 2)
+    monkeypatch.setattr(decode, "decode", wait_for_another)
+    buffer = io.BytesIO()
+    _photo(40, 30).save(buffer, "PNG")
+    found = _decode(memory_file, [buffer.getvalue()] * 2)
+    assert all(isinstance(image, Decoded) for image in found)
+
+
+def test_a_decoder_that_cannot_start_is_asked_once(
+    memory_file: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU without nvJPEG: no images are gathered for it any more."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Failed to initialize nvjpeg with hardware backend")
+
+    monkeypatch.setattr(jpegs, "decode_jpeg", refuse)
+    decoder = JpegDecoder(SPEC, CPU)
+    options = Options(top_k=5, min_score=0.0, exact=False, level="")
+    (found,) = decoder.decode([Job(0, 0, memory_file(ORDINARY["photo"]), options)])
+    assert isinstance(found, Decoded)
+    assert decoder.least > 2**31
+
+
+def test_a_lost_gpu_ends_the_worker(memory_file: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing works on it any more; the CPU must not take over in silence."""
+
+    def lost(*_: Any, **__: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(jpegs, "decode_jpeg", lost)
+    with pytest.raises(torch.AcceleratorError):
+        _decode(memory_file, [ORDINARY["photo"]])
 
 
 def test_files_are_left_open(memory_file: Files) -> None:

@@ -8,13 +8,18 @@ price is that shapes and addresses are fixed, so batches are padded to the next 
 from __future__ import annotations
 
 import contextlib
-import threading
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wuwan_worker.backends import BackendError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+log = logging.getLogger(__name__)
 
 # Each is recorded when it is first wanted. Padding to the next wastes at most half of a large
 # batch; under 16 images a batch takes about as long as one image.
@@ -32,7 +37,12 @@ class CudaGraphs:
         self._device = device
         self._sizes = sizes
         self._recorded: dict[int, tuple[Any, Any, Mapping[str, Any]]] = {}
-        self._warm: set[tuple[int, int]] = set()
+        self._warm: set[int] = set()  # sizes that have run
+        # cuDNN's plans, and the handles of cuDNN and cuBLAS, belong to a thread, and must be there
+        # before it records. One thread records all, so that they are made once; and on one stream,
+        # as the memory that recordings share asks for.
+        self._recorder = ThreadPoolExecutor(1, "record")
+        self._stream: Any = None
         self._pool: Any = None  # memory that all recorded sizes share: they never run at once
 
     def __call__(self, pixels: Any) -> Mapping[str, Any]:
@@ -43,33 +53,65 @@ class CudaGraphs:
         count = len(pixels)
         size = next(size for size in self._sizes if size >= count)
         if size not in self._recorded:
-            self._recorded[size] = self._record(size, pixels.shape[1:])
+            stream = torch.cuda.current_stream(self._device)
+            self._recorded[size] = self._recorder.submit(
+                self._with_room, size, pixels.shape[1:], stream
+            ).result()
         graph, images, found = self._recorded[size]
         images[:count].copy_(pixels)
         graph.replay()
         return found
 
-    def _record(self, size: int, shape: tuple[int, ...]) -> tuple[Any, Any, Mapping[str, Any]]:
-        images = torch.zeros(size, *shape, dtype=torch.uint8, device=self._device)
-        warm = (threading.get_ident(), size)
-        if warm not in self._warm:
-            # The first run of a shape loads kernels and chooses algorithms, and cuBLAS and cuDNN
-            # have handles for each thread: nothing of that can be recorded.
-            self._step(images)
-            self._warm.add(warm)
+    def _with_room(
+        self, size: int, shape: tuple[int, ...], stream: Any
+    ) -> tuple[Any, Any, Mapping[str, Any]]:
+        """As `_record`; once more if there is memory that only has to be given back first."""
+        try:
+            return self._record(size, shape, stream)
+        except torch.OutOfMemoryError:
+            # What the warm-up has left cannot be reused in a recording, and while one is under way
+            # the allocator gives nothing back by itself.
+            log.info("no memory to record batches of %d: giving back what is cached", size)
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        return self._record(size, shape, stream)
+
+    def _record(
+        self, size: int, shape: tuple[int, ...], stream: Any
+    ) -> tuple[Any, Any, Mapping[str, Any]]:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        self._stream.wait_stream(stream)  # the weights may still be on their way
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            images = torch.zeros(size, *shape, dtype=torch.uint8, device=self._device)
+            if size not in self._warm:
+                # The first run of a shape loads kernels and chooses algorithms: nothing of that can
+                # be recorded.
+                self._step(images)
+                self._warm.add(size)
+            graph, found = self._captured(images)
+        stream.wait_stream(self._stream)
+        return graph, images, found
+
+    def _captured(self, images: Any) -> tuple[Any, Mapping[str, Any]]:
         graph = torch.cuda.CUDAGraph()
         # Not `torch.cuda.graph`, which first collects garbage and empties the allocator's cache:
         # that takes longer than a parked network may need to wake. Other threads go on decoding.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             found = self._step(images)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(RuntimeError):  # it would hide what went wrong
                 graph.capture_end()
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+                raise BackendError(
+                    "this architecture cannot be recorded as a CUDA graph: "
+                    f"{str(error).strip().splitlines()[0]}"
+                ) from error
             raise
         graph.capture_end()
         self._pool = graph.pool()
-        return graph, images, found
+        return graph, found
 
     def drop(self) -> None:
         """Forget what was recorded: addresses change when weights come and go."""
@@ -77,3 +119,6 @@ class CudaGraphs:
             graph.reset()
         self._recorded.clear()
         self._pool = None
+        # No public name has it. In its own thread, since newer versions of torch have workspaces
+        # for each.
+        self._recorder.submit(torch._C._cuda_clearCublasWorkspaces).result()  # noqa: SLF001

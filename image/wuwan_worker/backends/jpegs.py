@@ -1,14 +1,18 @@
 """JPEGs in batches: decoded and scaled on a GPU (nvJPEG, by torchvision); all else as ever.
 
-A GPU decodes whole images and scales them as the reference does, so its squares are those of
-`decode(exact=True)` but for rounding. The CPU's decoder does the rest: other formats, CMYK and
-grey, strips, very large images, and damaged ones, of which it says what is wrong.
+A GPU decodes whole images and scales them as the reference does (`decode(exact=True)`), but where a
+JPEG has fewer colours than pixels nvJPEG repeats them and the CPU's decoder blends them;
+`benchmarks/gpu.py` counts the labels that this changes. The CPU's decoder does the rest: other
+formats, CMYK and grey, strips, very large images, and damaged ones, of which it says what is wrong.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +21,22 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from wuwan_worker import decode
+from wuwan_worker import cores, decode
 from wuwan_worker.decode import Decoded, ItemError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from wuwan_worker.bundle import InputSpec
     from wuwan_worker.jobs import Job
 
 log = logging.getLogger(__name__)
 
-# All pixels of a batch, which are there at once, 3 bytes each; and those of one image, which take
-# 12 bytes more each while it is scaled.
-MAX_BATCH_PIXELS = 128 * 2**20
+# Of one image, which takes 12 bytes for each while it is scaled; and of all that are decoded in one
+# go, which are there at once. nvJPEG keeps buffers for as many as it ever had, parked or not.
 MAX_PIXELS = 32 * 2**20
+MAX_BATCH_PIXELS = MAX_PIXELS
+MAX_BYTES = 32 * 2**20  # of one file: all of a batch are in memory at once
 MAX_RATIO = 4  # of the sides: the whole image is scaled, and most of a long strip for nothing
 _HEAD, _END = b"\xff\xd8\xff", b"\xff\xd9"
 _TAIL = 64  # bytes that some cameras put after the end
@@ -47,36 +52,34 @@ class _Jpeg:
 class JpegDecoder:
     """See `BatchDecoder`."""
 
-    least = 8
     most = 32
 
     def __init__(self, spec: InputSpec, device: Any) -> None:
+        self.least = 8
         self._spec = spec
         self._device = device
+        # What a GPU does not decode must not queue up behind one thread.
+        self._rest = ThreadPoolExecutor(cores.available(), "decode-rest")
 
     def decode(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
         """See `BatchDecoder.decode`."""
-        files: list[bytes | ItemError] = [_read(job) for job in jobs]
+        jpegs = {number: jpeg for number, job in enumerate(jobs) if (jpeg := _jpeg(job))}
+        rest = [number for number in range(len(jobs)) if number not in jpegs]
+        # Begun first: they are decoded while the GPU works.
+        others = [self._rest.submit(self._on_cpu, jobs[number]) for number in rest]
         found: dict[int, Decoded | ItemError] = {}
-        batch: dict[int, _Jpeg] = {}
-        room = MAX_BATCH_PIXELS
-        for number, (job, data) in enumerate(zip(jobs, files, strict=True)):
-            if isinstance(data, ItemError):
-                found[number] = data
+        for batch in _batches(jpegs):
+            if squares := self._squares([jpegs[number] for number in batch]):
+                found |= zip(batch, squares, strict=True)
                 continue
-            jpeg = None if job.options.exact else _plain(data)
-            if jpeg is not None and (room := room - jpeg.size[0] * jpeg.size[1]) >= 0:
-                batch[number] = jpeg
-        if batch:
-            found |= zip(batch, self._squares(list(batch.values())), strict=False)
-        for number, data in enumerate(files):
-            if number not in found and isinstance(data, bytes):
-                found[number] = self._on_cpu(data, exact=jobs[number].options.exact)
+            rest += batch
+            others += [self._rest.submit(self._on_cpu, jobs[number]) for number in batch]
+        found |= zip(rest, (other.result() for other in others), strict=True)
         return [found[number] for number in range(len(jobs))]
 
-    def _on_cpu(self, data: bytes, *, exact: bool) -> Decoded | ItemError:
+    def _on_cpu(self, job: Job) -> Decoded | ItemError:
         try:
-            return decode.from_bytes(data, self._spec, exact=exact)
+            return decode.decode(job.descriptor, self._spec, exact=job.options.exact)
         except ItemError as error:
             return error
 
@@ -90,14 +93,29 @@ class JpegDecoder:
                 images = decode_jpeg(sources, mode=ImageReadMode.RGB, device=self._device)
                 # One by one, each let go of when it is done: they differ in size.
                 squares = torch.stack([self._square(images.pop(0)) for _ in jpegs])
-                pixels = squares.permute(0, 2, 3, 1).cpu().numpy()
+                # In order in memory before it leaves the GPU: to sort it here holds up all threads.
+                pixels = squares.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        except torch.AcceleratorError:
+            raise  # nothing works on this GPU any more: the worker has to go
         except RuntimeError as error:  # a file damaged in the middle, or too little GPU memory
-            log.info("decoded on the CPU instead: %s", str(error).strip().splitlines()[0])
+            self._failed(str(error).strip().splitlines()[0])
             return []
         return [
-            decode.turned(Image.fromarray(square), jpeg.orientation, jpeg.size)
+            Decoded(square, *jpeg.size)
+            if jpeg.orientation == 1
+            else decode.turned(Image.fromarray(square), jpeg.orientation, jpeg.size)
             for square, jpeg in zip(pixels, jpegs, strict=True)
         ]
+
+    def _failed(self, reason: str) -> None:
+        if self._device.type == "cuda":
+            # What was begun before it failed still runs, on memory that is free to be used again.
+            torch.cuda.current_stream(self._device).synchronize()
+        if "Failed to initialize nvjpeg" in reason:  # torchvision would try again each time
+            log.warning("JPEGs are decoded on the CPU: %s", reason)
+            self.least = sys.maxsize
+        else:
+            log.info("decoded on the CPU instead: %s", reason)
 
     def _square(self, image: Any) -> Any:
         """(3, height, width) to (3, size, size), uint8."""
@@ -115,11 +133,31 @@ class JpegDecoder:
         return square.clamp(0, 255).round().to(torch.uint8)
 
 
-def _read(job: Job) -> bytes | ItemError:
+def _batches(jpegs: Mapping[int, _Jpeg]) -> Iterator[list[int]]:
+    """Their numbers, in groups of at most `MAX_BATCH_PIXELS`."""
+    batch: list[int] = []
+    room = MAX_BATCH_PIXELS
+    for number, jpeg in jpegs.items():
+        pixels = jpeg.size[0] * jpeg.size[1]
+        if pixels > room:
+            yield batch
+            batch, room = [], MAX_BATCH_PIXELS
+        batch.append(number)
+        room -= pixels
+    if batch:
+        yield batch
+
+
+def _jpeg(job: Job) -> _Jpeg | None:
+    """What a GPU may decode of it; the CPU's decoder reads all else, and says what is wrong."""
     try:
-        return decode.read(job.descriptor)
-    except ItemError as error:
-        return error
+        if job.options.exact or os.fstat(job.descriptor).st_size > MAX_BYTES:
+            return None
+        if os.pread(job.descriptor, len(_HEAD), 0) != _HEAD:
+            return None
+        return _plain(decode.read(job.descriptor))
+    except (OSError, ItemError):
+        return None
 
 
 def _plain(data: bytes) -> _Jpeg | None:

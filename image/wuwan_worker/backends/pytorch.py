@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from wuwan_worker.backends.jpegs import JpegDecoder
 from wuwan_worker.backends.weights import Block, Mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 _CPU_BATCH = 4  # images; larger ones fall out of the cache
 # On a GPU one thread ranks labels while the other one's batch is computed.
 _GPU_STREAMS = 2
+# With less free GPU memory than this the largest batches are left out: they need it twice, once to
+# run and once more to be recorded.
+_AMPLE = 4 * 2**30  # bytes
+_SMALL_SIZES = tuple(size for size in SIZES if size <= 16)
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -74,7 +79,8 @@ class _Lane:
 
     def __init__(self, module: Any, shape: tuple[int, ...], pin: bool) -> None:
         self.stream = module.Stream()
-        self.done = module.Event()
+        # One that sleeps until the GPU is done: to spin would take a core from decoding.
+        self.done = module.Event(blocking=True) if pin else module.Event()
         self.pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
         self._pin = pin
         self._found: dict[str, Any] = {}
@@ -100,6 +106,7 @@ class TorchBackend:
         device: Any,
         size: int,
         decoder: JpegDecoder | None = None,
+        sizes: Sequence[int] = SIZES,
     ) -> None:
         """
         Args:
@@ -109,10 +116,11 @@ class TorchBackend:
             device: where it runs.
             size: of the images, pixels.
             decoder: for images in batches, if there is one.
+            sizes: of batches on a GPU, ascending.
         """
         gpu = device.type == "cuda"
         self.device = name
-        self.batch_size = SIZES[-1] if gpu else _CPU_BATCH
+        self.batch_size = sizes[-1] if gpu else _CPU_BATCH
         self.streams = _GPU_STREAMS if gpu else 1
         self.decoder = decoder
         self.parked = True
@@ -120,7 +128,7 @@ class TorchBackend:
         self._on = device
         self._shape = (self.batch_size, size, size, 3)
         self._weights = weights
-        self._graphs = CudaGraphs(step, device) if gpu else None
+        self._graphs = CudaGraphs(step, device, sizes) if gpu else None
         self._run = self._graphs or step
         self._module = torch.get_device_module(device)  # torch.cuda, or torch.cpu's stand-ins
         self._local = threading.local()
@@ -182,7 +190,6 @@ class TorchBackend:
                 self._graphs.drop()
             self._weights.down()
             if self._gpu:
-                torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001  # no public name has it
                 torch.cuda.empty_cache()
             self.parked = True
 
@@ -218,22 +225,53 @@ def load(
     # Convolutions in f32 would be in TF32 otherwise, with the 11 bits of fp16; f32 is asked for to
     # compare with.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        network = networks.network(bundle.architecture, bundle.classes)
-        checkpoint.check(
-            checkpoint.read(path),
-            network,
-            architecture=bundle.architecture,
-            classes=bundle.classes,
-        )
-        weights = Block(network, path, on, dtype) if gpu else Mapped(network, path)
-    except (OSError, checkpoint.CheckpointError) as error:
-        raise BackendError(f"cannot load {path}: {error}") from None
+    with ThreadPoolExecutor(1, "libraries") as pool:
+        loading = pool.submit(_load_libraries, on, dtype) if gpu else None
+        try:
+            network = networks.network(bundle.architecture, bundle.classes)
+            checkpoint.check(
+                checkpoint.read(path),
+                network,
+                architecture=bundle.architecture,
+                classes=bundle.classes,
+            )
+            weights = Block(network, path, on, dtype) if gpu else Mapped(network, path)
+            if loading is not None:
+                loading.result()
+            return _backend(bundle, levels, network, weights, on, dtype)
+        except (OSError, checkpoint.CheckpointError) as error:
+            raise BackendError(f"cannot load {path}: {error}") from None
+        except RuntimeError as error:  # CUDA's come with lines of advice for programmers
+            reason = str(error).strip().splitlines()[0]
+            raise BackendError(f"{bundle.architecture} does not run on {on}: {reason}") from error
+
+
+def _load_libraries(device: Any, dtype: Any) -> None:
+    """Have cuDNN and cuBLAS loaded: up to a second, and meanwhile the weights can be read."""
+    with torch.inference_mode():
+        images = torch.zeros(1, 8, 8, 8, device=device, dtype=dtype)
+        images = images.to(memory_format=torch.channels_last)
+        torch.nn.functional.conv2d(images, torch.zeros(8, 8, 3, 3, device=device, dtype=dtype))
+        images.reshape(8, 64).mm(images.reshape(64, 8))
+
+
+def _backend(
+    bundle: Bundle,
+    levels: Mapping[str, Level],
+    network: Any,
+    weights: Mapped | Block,
+    on: Any,
+    dtype: Any,
+) -> TorchBackend:
+    """Ready to infer."""
+    name, decoder = "CPU, torch", None
+    sizes: tuple[int, ...] = SIZES
+    if on.type == "cuda":
+        name, decoder = torch.cuda.get_device_name(on), JpegDecoder(bundle.input, on)
+        sizes = SIZES if torch.cuda.mem_get_info(on)[0] >= _AMPLE else _SMALL_SIZES
     step = Step(network, bundle, levels, on, dtype)
-    name = torch.cuda.get_device_name(on) if gpu else "CPU, torch"
     size = bundle.input.size
-    decoder = JpegDecoder(bundle.input, on) if gpu else None
-    backend = TorchBackend(f"{name} ({_KINDS[dtype]})", step, weights, on, size, decoder)
+    backend = TorchBackend(f"{name} ({_KINDS[dtype]})", step, weights, on, size, decoder, sizes)
     # Whatever is wrong shows now, and not with the first image.
     backend.infer(torch.zeros(1, size, size, 3, dtype=torch.uint8).numpy(), levels)
     return backend

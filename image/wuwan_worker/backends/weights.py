@@ -10,6 +10,7 @@ copies nothing, and waking it is one transfer from pinned memory.
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from wuwan_worker import checkpoint, networks
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _ALIGNMENT = 256  # bytes, as the CUDA allocator aligns
 _PIECE = 4 * 2**20  # numbers read at a time
@@ -96,7 +99,10 @@ class Block:
         torch's own pinned memory comes in powers of two: 512 MiB for the 300 MiB of `general-zh`.
         """
         runtime, start = torch.cuda.cudart(), self._host.data_ptr()
-        torch.cuda.check_error(runtime.cudaHostRegister(start, self.bytes, 0))
+        status = runtime.cudaHostRegister(start, self.bytes, 0)
+        if status != runtime.cudaError.success:  # as in gVisor; CUDA copies from any memory
+            log.warning("the weights are not pinned, so waking takes longer: %s", status)
+            return
         # Before the memory goes: whatever came to the same place could not be pinned again.
         weakref.finalize(self, runtime.cudaHostUnregister, start).atexit = False
 
