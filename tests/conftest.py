@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,11 @@ def _docker_problem() -> str:
     except subprocess.TimeoutExpired:
         return "the Docker daemon does not answer"
     return "" if done.returncode == 0 else "no Docker daemon answers here"
+
+
+def pytest_configure() -> None:
+    """A shell starts what it runs in the background with Ctrl-C ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
