@@ -11,6 +11,7 @@ can queue at it while the model loads:
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import math
 import os
@@ -145,14 +146,20 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
         server.loaded(
             backend.device, backend.gpu_memory, parked=lambda: backend.parked, park=engine.park
         )
+        # Modules and labels stay: no collection needs to look at them again.
+        gc.freeze()
     except Exception as error:
         log.exception("the model does not load")
         server.fail(FatalCode.MODEL, str(error), EXIT_MODEL)
+    finally:
+        gc.enable()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker until its life is over; the exit code."""
     arguments = _arguments(argv)
+    # Loading makes hundreds of thousands of objects and no garbage. `_load` enables it again.
+    gc.disable()
     ring = _Ring()
     console = logging.StreamHandler(sys.stderr)
     logging.basicConfig(

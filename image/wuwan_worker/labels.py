@@ -96,6 +96,8 @@ def _level(name: str, ways: Sequence[tuple[str, ...]]) -> Level:
 
 
 def _synonyms(label: str) -> tuple[str, ...]:
+    if "/" not in label:
+        return ()
     names = tuple(filter(None, (name.strip() for name in label.split("/"))))
     return names if len(names) > 1 else ()
 
