@@ -90,17 +90,10 @@ def log_directories() -> list[Path]:
     import tempfile
     from pathlib import Path
 
-    state = os.environ.get("XDG_STATE_HOME", "")
-    home = os.environ.get("HOME", "")
-    candidates = []
-    if state.startswith("/"):
-        candidates.append(Path(state))
-    elif home.startswith("/"):
-        candidates.append(Path(home, ".local", "state"))
-    return [
-        *(candidate / "wuwan" / "log" for candidate in candidates),
-        Path(tempfile.gettempdir(), f"wuwan-{os.getuid()}", "log"),
-    ]
+    from wuwan_worker import places
+
+    temporary = Path(tempfile.gettempdir(), f"wuwan-{os.getuid()}")
+    return [places.state() / "log", temporary / "log"]
 
 
 def _write_log(error: Exception) -> Path | None:
@@ -109,7 +102,7 @@ def _write_log(error: Exception) -> Path | None:
     import time
     import traceback
 
-    from wuwan_worker import __version__
+    from wuwan_worker import __version__, places
 
     report = "\n".join(
         [
@@ -123,7 +116,7 @@ def _write_log(error: Exception) -> Path | None:
     name = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
     for directory in log_directories():
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            places.make(directory)
             if directory.stat().st_uid != os.getuid():  # the temporary directory is everybody's
                 continue
             path = directory / name

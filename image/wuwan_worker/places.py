@@ -17,6 +17,11 @@ def cache() -> Path:
     return _base("XDG_CACHE_HOME", ".cache") / "wuwan"
 
 
+def state() -> Path:
+    """For what may be of interest later: logs."""
+    return _base("XDG_STATE_HOME", ".local/state") / "wuwan"
+
+
 def _base(variable: str, default: str) -> Path:
     named = os.environ.get(variable, "")
     if named.startswith("/"):  # the specification has relative paths ignored

@@ -108,9 +108,11 @@ def test_a_bug_is_one_line_and_a_log_file(tmp_path: Path) -> None:
     assert __version__ in report
 
 
-@pytest.mark.parametrize("environment", [{}, {"HOME": "/proc"}, {"HOME": "relative"}])
+@pytest.mark.parametrize(
+    "environment", [{"HOME": "/nonexistent/home"}, {"HOME": "/proc"}, {"HOME": "relative"}]
+)
 def test_a_bug_without_a_home(tmp_path: Path, environment: dict[str, str]) -> None:
-    """The log goes to the temporary directory where HOME is missing or cannot be written to."""
+    """The log goes to the temporary directory where HOME is not there or cannot be written to."""
     done = broken(env={"TMPDIR": str(tmp_path), **environment})
     assert done.returncode == 1
     (report,) = tmp_path.glob("wuwan-*/log/*.log")
