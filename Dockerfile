@@ -1,7 +1,8 @@
-# The worker's image. Build it from the repository's root:
+# The worker's image. `wuwan image build` builds it and gives it the name that wuwan looks for; by
+# hand, from the repository's root:
 #
-#     docker build -t wuwan .
-#     docker build -t wuwan:gpu --build-arg VARIANT=gpu .
+#     docker build -t wuwan:mine --build-arg VERSION=0.1.0 .
+#     docker build -t wuwan:mine-gpu --build-arg VERSION=0.1.0 --build-arg VARIANT=gpu .
 #
 # Behind a proxy or a private index, pass what pip needs: --build-arg PIP_INDEX_URL=…, or
 # --build-arg BASE=… for a base image of your own that has Python 3.11, its pip and your CA bundle.

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The libraries load after the arguments are known to be right.
     try:
         from wuwan_worker import backends, bundle, cores, decode, labels
-        from wuwan_worker.ranking import Ranking
+        from wuwan_worker.ranking import Ranking, excludes
     except ImportError as error:
         return _fail(f"the package {error.name} is not installed; pip install 'wuwan[cpu]'")
     try:
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     level = model.default_level
     rows = backend.infer(image.pixels[None], [level])[level][0]
-    best = Ranking(levels[level].labels).top(rows, arguments.top_k, 0.0)
+    ranking = Ranking(levels[level].labels, exclusive=excludes(model.activation))
+    best = ranking.top(rows, arguments.top_k, 0.0)
     print("Final result:", "，".join(f"{entry['label']} ({entry['score']:.2f})" for entry in best))
     return 0
 

@@ -7,6 +7,7 @@ import os
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _DEFAULTS = TagOptions()
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 GENERATED = 48  # photos
+PLOTS = (".svg", ".png")
 _STAGE_PHOTOS = 64
 _FIRSTS = 5  # runs for the time to the first record
 
@@ -98,6 +100,8 @@ def bench(
 
     if runner == "auto":
         raise UsageError("--runner auto: name the runner to measure", hint="local or docker")
+    if plot is not None:
+        _check_plot(plot)  # now, and not after minutes
     spec = WorkerSpec(model=model, backend=backend, image=image)
     with tempfile.TemporaryDirectory(prefix="wuwan-bench-") as scratch, measure.apart():
         photos = _photos(directory, Path(scratch))
@@ -121,8 +125,9 @@ def _photos(directory: Path | None, scratch: Path) -> list[str]:
         return _generated(scratch)
     entries = discover([str(directory)], Selection())
     found = [os.path.abspath(entry.path) for entry in entries if entry is not None]
+    found = [path for path in found if os.path.isfile(path) and os.access(path, os.R_OK)]
     if not found:
-        raise UsageError(f"{directory} holds no images")
+        raise UsageError(f"{directory} holds no images that can be read")
     return found
 
 
@@ -308,14 +313,21 @@ def _show(report: Report) -> None:
         console.print(growth)
 
 
-def _plot(report: Report, path: Path) -> None:
-    try:
-        import matplotlib as mpl
+def _check_plot(path: Path) -> None:
+    if path.suffix not in PLOTS:
+        raise UsageError(f"--plot {path}: a name that ends in {' or '.join(PLOTS)} is needed")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--plot {path}: {path.parent} cannot be written to")
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib", hint="pip install 'wuwan[plot]'")
 
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError:
-        raise UsageError("--plot needs matplotlib", hint="pip install 'wuwan[plot]'") from None
+
+def _plot(report: Report, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     names = ["decode alone", "inference alone", "limit", "wuwan"]
     values = [report.decode, report.infer, report.limit, report.throughput]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -20,6 +21,10 @@ KEPT_LOGS = 10
 def run(main: Callable[[Signals], None]) -> None:
     """Run `main`, report what goes wrong, and end the process with the right exit code."""
     _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        # What people read must not fail on what their locale lacks; records are bytes already.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with Signals() as signals:
         code = _guarded(main, signals)
         code = _flush(code)

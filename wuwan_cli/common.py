@@ -10,7 +10,7 @@ import typer
 
 from wuwan_runner import launchers
 from wuwan_runner.errors import UsageError
-from wuwan_runner.options import TagOptions, WorkerSpec
+from wuwan_runner.options import TTL, TagOptions, WorkerSpec
 from wuwan_worker import backends
 
 RUNNERS = ("auto", *launchers.REGISTRY)
@@ -37,9 +37,9 @@ def one_of(what: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def finite(value: float) -> float:
-    """`value` if it is a usable number. Raises UsageError."""
-    if not math.isfinite(value):
+def finite(value: float | None) -> float | None:
+    """`value` if it is a usable number, or none at all. Raises UsageError."""
+    if value is not None and not math.isfinite(value):
         raise UsageError(f"{value} is not a usable number")
     return value
 
@@ -119,13 +119,14 @@ Workers = Annotated[
     ),
 ]
 Ttl = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--ttl",
         min=0,
         metavar="SECONDS",
         callback=finite,
-        help="How long a worker stays warm after its last work; 0: it leaves with its last client.",
+        help="How long a worker stays warm after its last work; 0: it leaves with its last "
+        f"client.  [default: {TTL:.0f}; a warm worker keeps its own]",
     ),
 ]
 MaxCached = Annotated[
@@ -142,7 +143,8 @@ Image = Annotated[
     typer.Option(
         "--image",
         metavar="NAME",
-        help="The container image.  [default: this version's own, for GPUs where one is used]",
+        help="The container image; asks for Docker.  [default: this version's own, for GPUs where "
+        "one is used]",
     ),
 ]
 Memory = Annotated[
@@ -167,7 +169,7 @@ def worker_options(
     runner: str,
     gpus: str,
     workers: int | None,
-    ttl: float,
+    ttl: float | None,
     max_cached: int,
     image: str,
     memory: str,

@@ -43,7 +43,7 @@ def doctor(
         image=image,
         directories={
             "runtime": [_runtime(), Path(tempfile.gettempdir())],
-            "cache": [places.cache(), Path(tempfile.gettempdir())],
+            "cache": [places.cache()],
             "log": boundary.log_directories(),
         },
     )

@@ -52,6 +52,7 @@ def labels(
         known = read_level(found, level or found.default_level).labels
     except bundle.BundleError as error:
         raise ModelError(str(error), hint="`wuwan model list` shows the models") from None
+    known = list(dict.fromkeys(known))  # several outputs may stand for one
     if grep:
         known = list(_matching(known, grep, found.aliases))
     line = _json if as_json else _tabs

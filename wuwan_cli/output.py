@@ -15,7 +15,7 @@ from wuwan_runner.errors import LockedError, UsageError, WuwanError
 from wuwan_runner.records import VERSION, path_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from wuwan_runner.records import Record
 
@@ -65,15 +65,19 @@ class Sink(Protocol):
 
 
 @contextlib.contextmanager
-def opened(target: str | None, *, resume: bool = False) -> Iterator[Sink]:
+def opened(
+    target: str | None, *, resume: bool = False, models: Collection[str] = ()
+) -> Iterator[Sink]:
     """The sink for `--output`; with `resume` it goes on with what an earlier run has left.
+
+    `models` are the names that the records' model may have; empty if that is not known.
 
     Raises:
         LockedError: if another run writes to the same file.
         OutputError: if it cannot be written.
-        UsageError: if it is a directory.
+        UsageError: if it is a directory, or names nothing.
     """
-    sink = _open(target, resume=resume)
+    sink = _open(target, resume, models)
     try:
         yield sink
     finally:
@@ -85,7 +89,9 @@ def is_stdout(target: str | None) -> bool:
     return target is None or target in _STDOUT_NAMES
 
 
-def _open(target: str | None, *, resume: bool) -> Sink:
+def _open(target: str | None, resume: bool, models: Collection[str]) -> Sink:
+    if target == "":
+        raise UsageError("--output is empty", hint="a variable without a value?")
     streams = is_stdout(target)
     if resume and (streams or (target and os.path.exists(target) and not os.path.isfile(target))):
         raise UsageError("--resume needs --output with a regular file")
@@ -95,14 +101,14 @@ def _open(target: str | None, *, resume: bool) -> Sink:
         try:
             mode = os.stat(target).st_mode
         except FileNotFoundError:
-            return FileSink(target, resume=resume)
+            return FileSink(target, resume, models)
         if stat.S_ISDIR(mode):
             raise UsageError(f"--output {target} is a directory")
         # Devices and FIFOs are written as they are, and so is a file named by way of a descriptor:
         # it cannot be renamed to.
         if not stat.S_ISREG(mode) or target.startswith(("/dev/", "/proc/")):
             return StreamSink(os.open(target, os.O_WRONLY | os.O_CLOEXEC), target)
-        return FileSink(target, resume=resume)
+        return FileSink(target, resume, models)
 
 
 class StreamSink:
@@ -148,9 +154,10 @@ class FileSink:
     one file of a known name that the next run takes over.
     """
 
-    def __init__(self, target: str, *, resume: bool) -> None:
+    def __init__(self, target: str, resume: bool, models: Collection[str]) -> None:
         self.written = 0
         self.failed_before = 0
+        self._models = models
         self._target = os.path.realpath(target)  # a link stays a link
         self._partial = self._target + PARTIAL
         self._good = 0  # bytes of whole records that belong to this run's inputs
@@ -166,7 +173,11 @@ class FileSink:
                 os.fchmod(self._descriptor, mode)
 
     def has(self, path: str) -> bool:
-        """See `Sink.has`. A torn or foreign record ends what is taken over."""
+        """See `Sink.has`. A torn or foreign record ends what is taken over.
+
+        Raises:
+            UsageError: if the record is of another model.
+        """
         if self._old is None:
             return False
         line = self._old.readline()
@@ -175,6 +186,12 @@ class FileSink:
         if record is None or {key: record.get(key) for key in fields} != fields:
             self._drop_rest()
             return False
+        if self._models and record.get("model") not in self._models:
+            raise UsageError(
+                f"{self._partial} holds records of the model {record.get('model')}",
+                hint="resume with the options of the run that was interrupted, or without --resume "
+                "begin anew",
+            )
         self._good += len(line)
         self.written += 1
         self.failed_before += "error" in record

@@ -185,7 +185,7 @@ def _run(
     from wuwan_cli.boundary import say
     from wuwan_cli.output import ClosedPipe, is_stdout, opened
     from wuwan_cli.progress import Progress, resolve
-    from wuwan_runner import Tagger
+    from wuwan_runner import Tagger, models
     from wuwan_runner.discover import discover
 
     def countable() -> Iterator[Any] | None:
@@ -194,7 +194,8 @@ def _run(
 
     shown = resolve(mode, records_on_stdout=is_stdout(target))
     progress = Progress(shown, quiet=quiet, countable=countable)
-    with opened(target, resume=resume) as sink:
+    names = models.names(options.spec.model) if resume else ()
+    with opened(target, resume=resume, models=names) as sink:
         try:
             with (
                 progress,

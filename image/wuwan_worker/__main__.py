@@ -128,12 +128,15 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
                 threads=threads,
             )
             from wuwan_worker.engine import Engine
-            from wuwan_worker.ranking import Ranking
+            from wuwan_worker.ranking import Ranking, excludes
 
             engine = Engine(
                 server.jobs,
                 spec=model.input,
-                rankings={name: Ranking(level.labels) for name, level in levels.items()},
+                rankings={
+                    name: Ranking(level.labels, exclusive=excludes(model.activation))
+                    for name, level in levels.items()
+                },
                 decode_threads=threads,
                 answer=server.answer,
                 failed=lambda error: server.fail(

@@ -49,6 +49,8 @@ def convert(
     checkpoint.check(state, network, architecture=architecture, classes=classes)
     # In the architecture's order, and only its own: the file's bytes follow from the weights alone.
     tensors = {name: _plain(state[name]) for name in network.state_dict()}
+    if broken := [name for name, tensor in tensors.items() if not _finite(tensor)]:
+        raise ConvertError(f"the checkpoint holds values that are no numbers: {', '.join(broken)}")
     out.mkdir(parents=True, exist_ok=True)
     files = {"torch": WEIGHTS}
     try:
@@ -65,6 +67,11 @@ def convert(
             (out / name).unlink(missing_ok=True)
         raise
     return {"files": files, "input": shape, "output_name": "logits", "classes": classes}
+
+
+def _finite(tensor: Any) -> bool:
+    # By its extremes, which carry a NaN along: a mask of the head alone would take 110 MB.
+    return not tensor.numel() or all(math.isfinite(value) for value in tensor.aminmax())
 
 
 def _plain(tensor: Any) -> Any:

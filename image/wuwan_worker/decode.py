@@ -177,7 +177,7 @@ def _prepare(image: Image.Image, spec: InputSpec, exact: bool) -> Decoded:
     if width * height > MAX_PIXELS:
         raise ItemError(
             ErrorCode.TOO_LARGE,
-            f"{width} x {height} pixels; the limit is {MAX_PIXELS // 2**20} megapixels",
+            f"{width} x {height} pixels; the limit is {MAX_PIXELS // 10**6} megapixels",
         )
     orientation = orientation_of(image)
     resampling = _RESAMPLING[spec.interpolation]

@@ -37,15 +37,24 @@ ACTIVATIONS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
 }
 
 
+def excludes(activation: str) -> bool:
+    """Whether of all outputs one is true, so that probabilities of several may be added.
+
+    Those of a sigmoid are each for itself: of several the likeliest one counts.
+    """
+    return activation != "sigmoid"
+
+
 class GroupSum:
     """Sums columns that belong together.
 
     Several outputs may stand for one label (in `general-zh` outputs 0 to 63 are all 书籍), so a
-    label's probability is the sum of theirs.
+    label's probability is the sum of theirs; or the largest, where they do not exclude each other.
     """
 
-    def __init__(self, groups: Sequence[int]) -> None:
+    def __init__(self, groups: Sequence[int], *, exclusive: bool = True) -> None:
         """`groups`: for each column its group; groups are numbered from 0 without gaps."""
+        self._join = np.add if exclusive else np.maximum
         numbers = np.asarray(groups, np.intp)
         self.count = int(numbers.max()) + 1
         self._trivial = np.array_equal(numbers, np.arange(len(numbers)))
@@ -57,8 +66,10 @@ class GroupSum:
         """(…, columns) to (…, groups)."""
         if self._trivial:
             return values
-        sums: NDArray[np.float32] = np.add.reduceat(values[..., self._order], self._starts, axis=-1)
-        # Rounding (bf16), or outputs that do not exclude each other, may sum to more than 1.
+        sums: NDArray[np.float32] = self._join.reduceat(
+            values[..., self._order], self._starts, axis=-1
+        )
+        # Rounding (bf16) may sum to more than 1.
         return np.minimum(sums, 1.0, out=sums)
 
     def members(self, group: int) -> NDArray[np.intp]:
@@ -70,10 +81,15 @@ class GroupSum:
 class Ranking:
     """Picks the best labels of one level."""
 
-    def __init__(self, labels: Sequence[Label]) -> None:
-        """`labels`: one for each row of the level, in order. Rows of equal labels are summed."""
+    def __init__(self, labels: Sequence[Label], *, exclusive: bool = True) -> None:
+        """
+        Args:
+            labels: one for each row of the level, in order. Rows of equal labels become one.
+            exclusive: see `excludes`.
+        """
         groups: dict[str, int] = {}
-        self._sum = GroupSum([groups.setdefault(label.label, len(groups)) for label in labels])
+        rows = [groups.setdefault(label.label, len(groups)) for label in labels]
+        self._sum = GroupSum(rows, exclusive=exclusive)
         self._labels = labels
 
     def top(self, rows: NDArray[np.float32], top_k: int, min_score: float) -> list[dict[str, Any]]:

@@ -291,6 +291,9 @@ def directory(purpose: str, candidates: Sequence[Path]) -> Check:
             detail = f"{candidates[0]} cannot be written to; {path} is used"
             return Check(name, Outcome.WARN, detail, f"make {candidates[0]} writable")
     tried = ", ".join(map(str, candidates))
+    if purpose == "cache":  # nothing but time depends on it
+        detail = f"{tried} cannot be written to: networks are compiled anew at each start"
+        return Check(name, Outcome.WARN, detail, f"make {tried} writable")
     return Check(name, Outcome.FAIL, f"none can be written to: {tried}", "make one writable")
 
 

@@ -93,7 +93,7 @@ def named(name: str, timeouts: Timeouts) -> Member:
     """
     everyone = members(timeouts)
     matches = [member for member in everyone if member.name == name] or [
-        member for member in everyone if member.name.startswith(name)
+        member for member in everyone if name and member.name.startswith(name)
     ]
     if len(matches) != 1:
         there = ", ".join(member.name for member in everyone) or "no worker is up"

@@ -122,11 +122,16 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
 
     Raises:
         BuildError: if a step fails; the message ends with the log's last lines.
+        UsageError: if the image cannot have that name.
         ModelError: if a bundle that is to be put into it is not there.
         EngineError: if there is no daemon, or it goes silent.
     """
+    from docker.utils.build import match_tag
+
     bundles = [_bundle(model) for model in options.models]
     reference = options.tag or daemon.own_image(options.variant)
+    if not match_tag(reference):
+        raise UsageError(f"--tag {reference!r} is no name for an image", hint="for example wuwan:1")
     arguments = {
         "VERSION": wuwan_worker.__version__,
         "VARIANT": options.variant,

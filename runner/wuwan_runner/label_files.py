@@ -88,6 +88,8 @@ def read(path: Path) -> LabelTable:
         label = " ".join(line.split())
         if not label:
             raise ModelError(f"{path}, line {number + 1}: no label")
+        if not label.isprintable():
+            raise ModelError(f"{path}, line {number + 1}: control characters: {label!r:.80}")
         rows.append((label, str(first.setdefault(label, number)), ""))
     return _filled(path, LabelTable(PLAIN, rows))
 

@@ -109,6 +109,15 @@ def check_level(model: str, level: str) -> None:
         )
 
 
+def names(model: str) -> set[str]:
+    """What records may call it; empty if it is not known here (it may be in an image)."""
+    try:
+        # Records of inputs that no worker has seen have it from the option.
+        return {bundle.load(bundle.find(model)).name, os.path.basename(model)}
+    except BundleError:
+        return set()
+
+
 def unfinished() -> list[Path]:
     """What runs that died while they added or removed a bundle have left."""
     found = []

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from wuwan_runner.discover import Selection as Selection
+from wuwan_runner.errors import UsageError
+
+TTL = 30.0  # seconds that a worker stays warm after its last work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +49,15 @@ class TagOptions:
     exact: bool = False
     level: str = ""  # of the labels; empty for the bundle's default
     batch_size: int = 8  # images in one message
-    ttl: float = 30.0  # seconds a worker stays warm after this run
+    ttl: float | None = None  # seconds a worker stays warm; None: its own, TTL for a new one
     selection: Selection = field(default_factory=Selection)
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_cached: int = 3  # idle workers of all kinds that are kept when another one starts
     max_restarts: int = 20  # workers lost in a row without one image labelled
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where no image could get a label."""
+        if self.top_k < 1 or not 0 <= self.min_score <= 1:
+            raise UsageError(
+                f"top_k {self.top_k} and min_score {self.min_score}: at least 1, and 0 to 1"
+            )

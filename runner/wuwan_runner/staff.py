@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import gpus
 from wuwan_runner.launchers.base import Order
+from wuwan_runner.options import TTL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ class Staff(ABC):
         return Order(
             spec=self._options.spec,
             slot=slot,
-            ttl=0.0 if private else self._options.ttl,
+            ttl=0.0 if private else TTL if self._options.ttl is None else self._options.ttl,
             timeouts=self._options.timeouts,
             notify=self.notify,
         )

@@ -70,8 +70,12 @@ class Tagger:
         self._notify = notify
         self._launcher: Launcher | None = None
 
-    def tag(self, paths: Iterable[str | os.PathLike[str]]) -> Generator[Record, None, None]:
+    def tag(
+        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+    ) -> Generator[Record, None, None]:
         """One record for each image under `paths`, in order. Errors as `tag_batches`."""
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
         with closing(self.tag_batches(paths)) as batches:
             for batch in batches:
                 yield from batch

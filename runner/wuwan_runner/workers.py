@@ -33,7 +33,8 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
     if options.runner != "auto":
         return launchers.get(options.runner)
     docker, local = launchers.get("docker"), launchers.get("local")
-    for launcher in (docker, local):
+    # An image that is asked for means Docker.
+    for launcher in (docker,) if options.spec.image else (docker, local):
         try:
             if is_warm(launcher, options.spec):
                 return launcher

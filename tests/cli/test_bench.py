@@ -40,6 +40,9 @@ def test_what_cannot_be_measured_is_refused(wuwan: Any, tmp_path: Path) -> None:
     for arguments, reason in (
         (("--runner", "auto"), b"name the runner"),
         ((tmp_path,), b"holds no images"),
+        ((tmp_path / "missing",), b"holds no images"),
+        (("--plot", "x.txt"), b"ends in .svg or .png"),
+        (("--plot", tmp_path / "missing" / "x.svg"), b"cannot be written to"),
     ):
         done = wuwan("bench", *arguments)
         assert done.returncode == 2

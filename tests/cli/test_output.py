@@ -164,6 +164,27 @@ def test_what_a_killed_run_left_is_taken_over(wuwan: Any, photos: Path, tmp_path
     assert not partial.exists()
 
 
+def test_records_of_another_model_are_not_gone_on_with(
+    wuwan: Any, photos: Path, tmp_path: Path
+) -> None:
+    """A file with the labels of two models is of no use; it is left as it was."""
+    target, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    done = wuwan("tag", "--runner=local", photos)
+    first = done.stdout.splitlines(keepends=True)[0].replace(b'"imagenet-zh"', b'"another"')
+    partial.write_bytes(first)
+    done = wuwan("tag", "--runner=local", photos, "-o", target, "--resume")
+    assert done.returncode == 2
+    assert b"holds records of the model another" in done.stderr
+    assert partial.read_bytes() == first
+
+
+def test_an_output_without_a_name(wuwan: Any, photos: Path) -> None:
+    """As from a variable that is not set; before anything is tagged."""
+    done = wuwan("tag", "--runner=local", photos, "-o", "")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--output is empty" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_finished(photos: Path, tmp_path: Path, number: int) -> None:
     """We die of the signal itself; FILE is untouched, FILE.partial has whole records."""

@@ -83,6 +83,13 @@ def test_help_into_a_closed_pipe_is_quiet(wuwan: Any) -> None:
     assert done.stderr == b""
 
 
+def test_a_locale_without_chinese(wuwan: Any) -> None:
+    """What cannot be shown is escaped, and nothing fails."""
+    done = wuwan("model", "show", "imagenet-zh", env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"imagenet-zh" in done.stdout
+
+
 def broken(**options: Any) -> subprocess.CompletedProcess[str]:
     """A run of `wuwan tag x` that meets a bug."""
     command = [sys.executable, "-c", BREAK]

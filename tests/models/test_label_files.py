@@ -88,6 +88,7 @@ def test_a_table_as_in_a_bundle(tmp_path: Path) -> None:
     [
         (b"a\n\nb\n", "line 2: no label"),
         (b"0\tcat\n", "line 1: more than one column"),
+        (b"cat\n\x1b[2Jdog\n", "line 2: control characters"),
         (b"a\n\xff\n", "is not UTF-8: byte 2"),
         (b"", "holds no labels"),
     ],

@@ -147,6 +147,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda state: state | {"fc.weight": torch.zeros(7, 2048), "fc.bias": torch.zeros(7)},
         "the checkpoint has 7 classes (fc.weight), not 5",
     ),
+    "no numbers": (
+        lambda state: state | {"fc.bias": torch.tensor([0.0, float("nan"), 0.0, 0.0, 0.0])},
+        "the checkpoint holds values that are no numbers: fc.bias",
+    ),
     "code": (
         lambda state: state | {"x": _Runs()},
         "wrong.pt is refused: it holds more than tensors",

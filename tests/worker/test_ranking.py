@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from wuwan_worker.labels import Label
-from wuwan_worker.ranking import ACTIVATIONS, Ranking
+from wuwan_worker.ranking import ACTIVATIONS, Ranking, excludes
 
 DOG, CAT, BOOK, OTHER_BOOK = (
     Label("犬", "n1", ("动物",)),
@@ -36,6 +36,15 @@ def test_outputs_that_share_a_label_are_summed() -> None:
     """Two outputs for 书籍 together beat one likelier than either; the first one gives the id."""
     found = Ranking([BOOK, DOG, OTHER_BOOK]).top(_row(0.3, 0.4, 0.3), top_k=1, min_score=0.0)
     assert found == [{"label": "书籍", "score": 0.6, "id": "b1", "broader": ()}]
+
+
+def test_outputs_that_do_not_exclude_each_other_are_not_summed() -> None:
+    """Three that are sure by half do not make one that is sure."""
+    assert excludes("softmax")
+    assert not excludes("sigmoid")
+    ranking = Ranking([BOOK, DOG, OTHER_BOOK], exclusive=False)
+    found = ranking.top(_row(0.5, 0.25, 0.375), top_k=2, min_score=0.0)
+    assert [(entry["label"], entry["score"]) for entry in found] == [("书籍", 0.5), ("犬", 0.25)]
 
 
 def test_sums_stay_probabilities() -> None:

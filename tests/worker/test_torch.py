@@ -133,6 +133,19 @@ def test_the_manifest_says_the_activation(
     assert backend.infer(pixels, [""])[""] == pytest.approx(expected, abs=2e-3)
 
 
+def test_sigmoids_of_one_label(model: bundle.Bundle, net: Any, pixels: NDArray[np.uint8]) -> None:
+    """The likeliest of the outputs that share a row counts, not their sum."""
+    manifest = model.root / "bundle.toml"
+    manifest.write_text(manifest.read_text().replace('"softmax"', '"sigmoid"'))
+    several = bundle.load(model.root)
+    level = labels.read(several)["coarse"]
+    backend = backends.load("torch", several, {"coarse": level}, device="cpu", threads=2)
+    outputs = _expected(net, several, pixels)
+    expected = np.zeros((len(pixels), len(level.labels)), np.float32)
+    np.maximum.at(expected.T, np.array(level.rows), outputs.T)
+    assert backend.infer(pixels, ["coarse"])["coarse"] == pytest.approx(expected, abs=2e-3)
+
+
 def test_tensors_that_are_in_no_checkpoint(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     """Some networks compute tensors when they are built: both backends have them."""
     torch.manual_seed(0)

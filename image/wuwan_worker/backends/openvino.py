@@ -19,7 +19,7 @@ from openvino.preprocess import PrePostProcessor
 
 from wuwan_worker import __version__
 from wuwan_worker.backends import BackendError, compile_cache, mapped_pages
-from wuwan_worker.ranking import ACTIVATIONS, GroupSum
+from wuwan_worker.ranking import ACTIVATIONS, GroupSum, excludes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -110,8 +110,8 @@ def _load(
     if shape[1].get_length() != bundle.classes:
         raise BackendError(f"{path} has {shape[1]} outputs, its manifest says {bundle.classes}")
     streams = int(compiled.get_property(props.optimal_number_of_infer_requests))
-    sums = {name: GroupSum(level.rows) for name, level in levels.items()}
-    activation = ACTIVATIONS[bundle.activation]
+    activation, exclusive = ACTIVATIONS[bundle.activation], excludes(bundle.activation)
+    sums = {name: GroupSum(level.rows, exclusive=exclusive) for name, level in levels.items()}
     backend = OpenVinoBackend(compiled, activation, sums, streams, precision)
     # The first inference belongs to one thread: OpenVINO's bindings fill C++ statics in it while
     # they let go of the interpreter lock, and two threads in there at once wait for each other

@@ -13,6 +13,7 @@ from wuwan_worker.backends import BackendError
 from wuwan_worker.backends.cuda_graphs import SIZES, CudaGraphs
 from wuwan_worker.backends.jpegs import JpegDecoder
 from wuwan_worker.backends.weights import Block, Mapped
+from wuwan_worker.ranking import excludes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,6 +43,7 @@ class Step:
         self._network = network
         self._dtype = dtype
         self._activation = bundle.activation
+        self._exclusive = excludes(bundle.activation)
         spec = bundle.input
         self._mean = 255.0 * torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
         self._std = 255.0 * torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
@@ -70,7 +72,9 @@ class Step:
         if rows is None:
             return probabilities
         sums = probabilities.new_zeros(len(probabilities), count)
-        # Rounding, or outputs that do not exclude each other, may sum to more than 1.
+        if not self._exclusive:
+            return sums.scatter_reduce_(1, rows.expand_as(probabilities), probabilities, "amax")
+        # Rounding may sum to more than 1.
         return sums.index_add_(1, rows, probabilities).clamp_(max=1.0)
 
 
