@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Measured with EfficientNet-Lite0 (docs/performance.md): larger batches fall out of the cache, and
+# Measured with EfficientNet-Lite0 (docs/performance.md): larger ones gain nothing, and
 # a batch dimension that may be smaller costs nothing against a fixed one.
 BATCH_SIZE = 4
 
