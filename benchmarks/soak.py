@@ -25,6 +25,7 @@ from wuwan_runner.options import Timeouts
 
 EARLY = 2_000
 GROWTH = 1.05
+_NAME = 7  # the column of /proc/net/unix that only sockets with a name have
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,11 @@ class Census:
         return cls(
             containers=lines("ps", "--all", "--quiet"),
             volumes=lines("volume", "ls", "--quiet"),
-            sockets=len(Path("/proc/net/unix").read_text().splitlines()),
+            # With a name; the daemon's own come and go.
+            sockets=sum(
+                len(line.split()) > _NAME and "docker" not in line
+                for line in Path("/proc/net/unix").read_text().splitlines()
+            ),
             workers=len(address.listed()),
             boot_directories=len(list(leftovers.boot_base().glob(f"{leftovers.BOOT_PREFIX}*"))),
         )
