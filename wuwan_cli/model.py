@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wuwan_worker.bundle import Bundle
 
 ACTIVATIONS = ("softmax", "sigmoid")
+_KNOWN = "`wuwan model list` shows what there is"
 
 app = common.application(group=True)
 
@@ -67,7 +68,7 @@ def show(name: Name, as_json: Json = False) -> None:
     try:
         fields = _fields(bundle.load(bundle.find(name)))
     except bundle.BundleError as error:
-        raise ModelError(str(error), hint="`wuwan model list` shows what there is") from None
+        raise ModelError(str(error), hint=_KNOWN) from None
     if as_json:
         typer.echo(json.dumps(fields, ensure_ascii=False))
         return
@@ -89,9 +90,9 @@ def verify(
             found.verify()
             bundle_labels.read(found)
         except bundle.BundleError as error:
-            raise ModelError(str(error), hint=f"wuwan model remove {name}, and add it again") from (
-                None
-            )
+            there = name in bundle.installed()
+            hint = f"wuwan model remove {name}, and add it again" if there else _KNOWN
+            raise ModelError(str(error), hint=hint) from None
         typer.echo(f"{name}: {len(found.files)} files are as they were, {found.classes:,} outputs")
 
 

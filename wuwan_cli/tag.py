@@ -27,8 +27,8 @@ app = common.application()
 @app.command(
     epilog="Records go to standard output, everything else to standard error. A reader that closes "
     "the pipe early (head) ends the run quietly. Exit codes: 0 all tagged; 1 fatal; 2 usage; "
-    "3 finished, some images have an error record; 4 no worker (Docker, image, GPU); 5 another run "
-    "holds the output; 130 or 143 after a signal."
+    "3 finished, some images have an error record; 4 no worker (Docker, image, GPU, model); "
+    "5 another run holds the output; 130 or 143 after a signal."
 )
 def tag(
     ctx: typer.Context,
