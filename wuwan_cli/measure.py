@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, daemon, fleet, launchers, model_place
+from wuwan_runner import address, fleet, launchers, model_place
 from wuwan_runner.address import Address
 from wuwan_runner.errors import EngineError, WuwanError
 from wuwan_runner.options import Timeouts, WorkerSpec
@@ -160,7 +160,7 @@ def stages(
     """
     command, model = [sys.executable, "-m", "wuwan_worker.stages"], spec.model
     if runner == "docker":
-        image = spec.image or daemon.own_image("gpu" if on_gpu else "cpu")
+        image = launchers.get("docker").place(spec, Timeouts()).image
         model, directory = model_place.place(spec.model, image, {})
         mount = [f"--volume={directory}:{model}:ro"] if directory else []
         container = ["docker", "run", "-i", "--rm", "--network=none", *mount]
