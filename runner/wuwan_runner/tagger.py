@@ -74,15 +74,13 @@ class Tagger:
         self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     ) -> Generator[Record, None, None]:
         """One record for each image under `paths`, in order. Errors as `tag_batches`."""
-        if isinstance(paths, str | os.PathLike):
-            paths = [paths]
         with closing(self.tag_batches(paths)) as batches:
             for batch in batches:
                 yield from batch
 
     def tag_batches(
         self,
-        paths: Iterable[str | os.PathLike[str] | None],
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | None],
         done: Callable[[str], bool] = _never,
     ) -> Generator[list[Record], None, None]:
         """The same, as many records at a time as become available together.
@@ -99,6 +97,8 @@ class Tagger:
             EngineError: if no worker can be had, or none that lives.
             UsageError: if the options do not make sense.
         """
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
         named = (None if path is None else os.fspath(path) for path in paths)
         found = _remaining(discover(named, self._options.selection), done)
         with closing(Dispatch(found, self._staff, self._options).run()) as batches:

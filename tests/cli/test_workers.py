@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from wuwan_runner import Tagger, TagOptions
+from wuwan_runner.errors import UsageError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -41,3 +46,27 @@ def test_no_name_is_nobodys(wuwan: Any) -> None:
     assert wuwan("warm", "--runner", "local").returncode == 0
     assert wuwan("stop", "").returncode == 2
     assert len(_ttls(wuwan)) == 1
+
+
+def test_one_path_is_no_list_of_letters(photos: Path) -> None:
+    """Python's own trap: a text is a sequence, too."""
+    photo = photos / "rocket.jpg"
+    with Tagger(TagOptions(runner="local", ttl=5)) as tagger:
+        for path in (photo, str(photo)):
+            assert [record.path for record in tagger.tag(path)] == [str(photo)]
+            (batch,) = tagger.tag_batches(path)
+            assert [record.path for record in batch] == [str(photo)]
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": 0}, {"min_score": 2.0}, {"min_score": -0.1}])
+def test_options_that_leave_no_label(wrong: dict[str, Any]) -> None:
+    """The API refuses what the command line does."""
+    with pytest.raises(UsageError):
+        TagOptions(**wrong)
+
+
+def test_a_name_that_no_image_can_have(wuwan: Any) -> None:
+    """It is said so, and not that there is no daemon."""
+    done = wuwan("image", "build", "--tag", "BAD TAG")
+    assert done.returncode == 2
+    assert b"is no name for an image" in done.stderr
