@@ -120,6 +120,12 @@ def tag(
     exact: Annotated[
         bool, typer.Option("--exact", help="The reference preprocessing: slower, hardly different.")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="No labels for damaged images: each of their warnings is an error."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
     progress: Annotated[
         Mode, typer.Option("--progress", help="A bar needs a terminal; plain writes lines.")
@@ -157,6 +163,7 @@ def tag(
         top_k=top_k,
         min_score=min_score,
         exact=exact,
+        strict=strict,
         level=level,
         batch_size=batch_size,
         selection=Selection(

@@ -330,7 +330,7 @@ class Dispatch:
                 self._lost(connection, "an answer to nothing that was asked", None)
                 return
             connection.answered += 1
-            record = from_item(item.path, self._model, result)
+            record = from_item(item.path, self._model, result, strict=self._options.strict)
             self._records[item.seq] = record
             if record.error is None:
                 self._losses = 0

@@ -47,6 +47,7 @@ class TagOptions:
     top_k: int = 5
     min_score: float = 0.0
     exact: bool = False
+    strict: bool = False  # images whose data are damaged are errors, where they have warnings
     level: str = ""  # of the labels; empty for the bundle's default
     batch_size: int = 8  # images in one message
     ttl: float | None = None  # seconds a worker stays warm; None: its own, TTL for a new one
