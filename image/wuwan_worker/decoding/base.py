@@ -31,6 +31,7 @@ _FILLS: dict[str, float | tuple[float, ...]] = {
     "I;16": 32639,
     "I": 32639,
 }
+_BAND = 2**20  # pixels that are looked at in one go
 _FRAMES_TRIED = 8  # of an animation, for one that shows something
 # More than an orientation needs, far less than what Pillow takes a minute to parse.
 _MAX_EXIF = 16 * 1024 * 1024
@@ -96,50 +97,49 @@ def judged(there: float, code: WarningCode, message: str) -> Flaw:
 
 
 def loaded(open_: Callable[[], Image.Image]) -> tuple[Image.Image, float, str]:
-    """An image with its pixels; of a damaged one as much as there is.
+    """An image with its pixels; of a damaged one as much as there is, over a grey ground.
 
     Args:
-        open_: gives the image, not loaded, as often as it is called.
+        open_: gives the image, not loaded.
 
     Returns:
         The image, the part that was decoded, and the decoder's complaint, "" if it had none.
     """
     image = open_()
+    fill = _FILLS.get(image.mode, 0)
+    # Pillow decodes into the memory that an image has already. So what was not decoded shows. A
+    # GIF makes its own ground, of the first colour.
+    if image.format != "GIF":
+        image.im = Image.new(image.mode, image.size, fill).im
+    complaint = ""
     try:
         image.load()
     except DAMAGE as error:
-        return *filled(open_()), said(error)
-    return image, 1.0, ""
-
-
-def filled(image: Image.Image) -> tuple[Image.Image, float]:
-    """What can be decoded of a damaged image, over a grey ground; and how much that is, 0 to 1."""
-    fill = _FILLS.get(image.mode, 0)
-    # Pillow decodes into the memory that an image has already.
-    image.im = Image.new(image.mode, image.size, fill).im
-    try:
-        image.load()
-    except DAMAGE:
+        complaint = said(error)
         image.tile = []  # type: ignore[attr-defined]  # what is there is all that there will be
-    return image, 1 - _rows_of(image, fill)
+    return image, 1 - _rows_of(image, fill) if complaint else 1.0, complaint
+
+
+def may_be_short(image: Image.Image) -> bool:
+    """Whether an image from `loaded` may have ended early without its decoder having said so.
+
+    The last two rows tell, because the last pass of an interlaced picture has every other row.
+    """
+    width, height = image.size
+    last = image.crop((0, max(0, height - 2), width, height))
+    return _rows_of(last, _FILLS.get(image.mode, 0)) > 0
 
 
 def _rows_of(image: Image.Image, fill: float | tuple[float, ...]) -> float:
     """The part of an image's rows that are of that colour throughout."""
-    pixels = np.asarray(image)
-    same = pixels == np.asarray(fill, pixels.dtype)
-    return float(same.reshape(len(pixels), -1).all(axis=1).mean())
-
-
-def last_row_is_blank(image: Image.Image) -> bool:
-    """Whether the picture may have ended early without its decoder having said so.
-
-    Pillow decodes into zeros. The last two rows, because the last pass of an interlaced picture
-    has every other row.
-    """
     width, height = image.size
-    rows = np.asarray(image.crop((0, max(0, height - 2), width, height)))
-    return not rows.reshape(len(rows), -1).any(axis=1).all()
+    step = max(1, _BAND // width)
+    count = 0
+    for top in range(0, height, step):
+        pixels = np.asarray(image.crop((0, top, width, min(top + step, height))))
+        same = pixels == np.asarray(fill, pixels.dtype)
+        count += int(same.reshape(len(pixels), -1).all(axis=1).sum())
+    return count / height
 
 
 def with_content(image: Image.Image) -> Image.Image:

@@ -103,7 +103,7 @@ def read(data: bytes, request: Request) -> Picture:
     scale = 1 if request.exact or head.lossless else reduced(head.size, request.spec)
     # The array, Pillow's copy; and a progressive one has all its coefficients in memory at once.
     coefficients = 2 * head.components if head.progressive else 0
-    request.claim.need(head.size, 7 / scale**2 + coefficients, len(data))
+    request.claim.need(head.size, 8 / scale**2 + coefficients, len(data))
     pixels, flaw = _decoded(data, head, scale)
     _, mode, raw = _COLOURS[head.components]
     image = Image.frombuffer(mode, pixels.shape[1::-1], pixels, "raw", raw, 0, 1)

@@ -28,8 +28,11 @@ MAX_PIXELS = 2**28
 RESERVE = 320 * 2**20
 # On a machine that others use, too, a worker leaves half of what is free to them.
 _SHARE_OF_MACHINE = 0.5
+# And no more than a container has by default: the same pictures are read in both.
+_MOST = 4 * 2**30
 # Of a container's limit: allocators keep a little, and an estimate is one.
 _SHARE_OF_LIMIT = 0.85
+_EACH = 4 * 2**20  # what any picture takes besides: rows in work, the network's square
 LEAST = 96 * 2**20  # an ordinary photo goes through whatever the measurement says
 
 
@@ -94,7 +97,7 @@ class Claim:
                 ErrorCode.TOO_LARGE,
                 f"{width} x {height} pixels; the limit is {MAX_PIXELS // 10**6} megapixels",
             )
-        count = int(width * height * per_pixel) + besides
+        count = int(width * height * per_pixel) + besides + _EACH
         if count > self._budget.total:
             raise ItemError(
                 ErrorCode.TOO_LARGE,
@@ -118,7 +121,7 @@ def available(root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -
     """Bytes that this process may take: of its cgroup's limit, or of what the machine has free."""
     machine = int(_meminfo(proc) * _SHARE_OF_MACHINE)
     limits = [limit for limit in _limits(root, proc) if limit > 0]
-    return min([machine, *(int(limit * _SHARE_OF_LIMIT) for limit in limits)])
+    return min(machine, *(int(limit * _SHARE_OF_LIMIT) for limit in [_MOST, *limits]))
 
 
 def _meminfo(proc: Path) -> int:

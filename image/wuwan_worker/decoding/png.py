@@ -21,10 +21,9 @@ from wuwan_worker.decoding.base import (
     ItemError,
     Picture,
     exif_orientation,
-    filled,
     judged,
-    last_row_is_blank,
     loaded,
+    may_be_short,
     with_content,
 )
 from wuwan_worker.protocol import ErrorCode, WarningCode
@@ -66,8 +65,10 @@ def read(data: bytes, request: Request) -> Picture:
         and b"PLTE" not in kinds[: kinds.index(b"IDAT") if b"IDAT" in kinds else None]
     ):
         raise ItemError(ErrorCode.TRUNCATED, "the palette is missing")
-    # Pillow keeps colours and alpha in 4 bytes; frames of an animation, and what was before them.
-    per_pixel = (4 if colours in (2, 4, 6) else 2 if bits == 16 else 1) + 12 * chunks.animated
+    # Pillow keeps colours in 4 bytes, and has a second copy of what has alpha while it scales it.
+    # An animation has frames, and what was before them.
+    per_pixel = 9 if colours in (4, 6) else 8 if bits == 16 else 5 if colours == 2 else 2
+    per_pixel += 12 * chunks.animated
     request.claim.need((width, height), per_pixel, 2 * len(data))
     content = data if chunks.animated else _clean(chunks)
 
@@ -82,11 +83,8 @@ def read(data: bytes, request: Request) -> Picture:
         # The animation may be what is broken.
         content = _clean(chunks)
         image, there, complaint = loaded(open_)
-    if not complaint and last_row_is_blank(image):
-        rows = _rows_there(chunks)
-        if rows < 1:
-            image, _ = filled(open_())
-            complaint, there = "the pixel data end early", rows
+    if not complaint and may_be_short(image) and (rows := _rows_there(chunks)) < 1:
+        complaint, there = "the pixel data end early", rows
     flaw: Flaw | None = None
     if complaint:
         code = WarningCode.DAMAGED if chunks.ended else WarningCode.TRUNCATED

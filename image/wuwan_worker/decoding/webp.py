@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Bytes a pixel, measured on pictures of 64 megapixels: libwebp's animation decoder has a canvas
 # and the frame before it, lossless pictures one more, then Pillow's copy.
-_LOSSY, _LOSSLESS = 14, 17
+_LOSSY, _LOSSLESS = 17, 18
 _HEADER = 12
 
 
