@@ -6,6 +6,7 @@ zeroed looks like a whole one. simplejpeg gives the same pixels, and the warning
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,9 @@ _SCALES = (8, 4, 2, 1)  # libjpeg skips most of the inverse DCT at these
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers (ITU T.81, table B.1)
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
-_SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
+_SOS, _EOI, _APP0, _APP1, _APP14 = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE
+_TABLES = _SOF | {0xC4, 0xCC, 0xDB, 0xDD}  # frames, and tables for coding, quantising, restarts
+_JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01" + bytes(7)  # says that colours are YCbCr
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _END = b"\xff\xd9"
 # libjpeg's warnings that are about metadata, not about pixels (jerror.h of libjpeg-turbo).
@@ -50,6 +53,7 @@ class Header:
     lossless: bool
     orientation: int
     scan: int  # where the first scan begins, bytes
+    tables: bytes  # the segments that decoding needs, in order
 
 
 def header(data: bytes) -> Header:
@@ -59,6 +63,7 @@ def header(data: bytes) -> Header:
         ItemError: `truncated`, if there is no frame header or no scan.
     """
     frame, exif, marker = None, None, 0
+    tables: list[bytes] = []
     place = 2
     while True:
         place = data.find(b"\xff", place)
@@ -74,6 +79,10 @@ def header(data: bytes) -> Header:
         content = data[place + 4 : place + 2 + length]
         if marker in _SOF and frame is None and len(content) >= 6:
             frame = (marker, *struct.unpack_from("!BHHB", content))
+        if marker in _TABLES or (marker == _APP14 and content.startswith(b"Adobe")):
+            tables.append(data[place : place + 2 + length])
+        elif marker == _APP0 and content.startswith(b"JFIF\x00"):
+            tables.append(_JFIF)
         elif marker == _APP1 and exif is None and content.startswith(b"Exif\x00"):
             exif = content
         place += 2 + max(2, length)
@@ -88,6 +97,7 @@ def header(data: bytes) -> Header:
         kind in _LOSSLESS,
         exif_orientation(exif),
         place,
+        b"".join(tables),
     )
 
 
@@ -118,13 +128,15 @@ def reduced(size: tuple[int, int], spec: InputSpec) -> int:
 
 
 def _decoded(data: bytes, head: Header, scale: int) -> tuple[NDArray[np.uint8], Flaw | None]:
+    with contextlib.suppress(ValueError):
+        return _pixels(data, head, scale, strict=True), None
+    # Once more without what may be between the segments, which says nothing of the pixels.
+    data = b"\xff\xd8" + head.tables + data[head.scan :]
     try:
         return _pixels(data, head, scale, strict=True), None
     except ValueError as error:
         complaint = str(error)
-    if any(text in complaint for text in HARMLESS):
-        return _pixels(data, head, scale, strict=False), None
-    if (hole := data.find(_HOLE, head.scan)) >= 0:
+    if (hole := data.find(_HOLE, len(head.tables))) >= 0:
         data = data[:hole] + _END
     try:
         pixels = _pixels(data, head, scale, strict=False)
