@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from wuwan_runner.errors import WuwanError
+
 KEPT_LOGS = 10
+# The options of the library that have another name on the command line.
+_ARGUMENTS = {"timeouts.batch": "timeout"}
 
 
 def run(main: Callable[[Signals], None]) -> None:
@@ -59,13 +63,23 @@ def _guarded(main: Callable[[Signals], None], signals: Signals) -> int:
     return 0
 
 
+def _text(error: WuwanError) -> str:
+    """The message, in which an option has the name that the command line has for it."""
+    from wuwan_runner.errors import OptionError
+
+    if not isinstance(error, OptionError):
+        return str(error)
+    name = _ARGUMENTS.get(error.option) or error.option.rpartition(".")[2].replace("_", "-")
+    return error.called(f"--{name}")
+
+
 def _report(error: Exception, signals: Signals) -> int:
     from wuwan_runner.errors import WuwanError
 
     if isinstance(error, WuwanError):
         # Cleaning up after a signal may fail in its own way; the signal is what happened.
         if signals.received is None:
-            say(str(error))
+            say(_text(error))
             if error.hint:
                 _write_line(f"  hint: {error.hint}")
         return int(error.exit_code)

@@ -51,16 +51,13 @@ def tag(
         ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, metavar="N", help="Labels for each image, at most.")
+        int, typer.Option("--top-k", metavar="N", help="Labels for each image, at most.")
     ] = _DEFAULTS.top_k,
     min_score: Annotated[
         float,
         typer.Option(
             "--min-score",
-            min=0,
-            max=1,
             metavar="SCORE",
-            callback=common.finite,
             help="Leave out labels under this, 0 to 1.",
         ),
     ] = _DEFAULTS.min_score,
@@ -73,7 +70,7 @@ def tag(
     batch_size: Annotated[
         int,
         typer.Option(
-            "--batch-size", min=1, max=32, metavar="N", help="Images in one message to a worker."
+            "--batch-size", metavar="N", help="Images in one message to a worker, 1 to 32."
         ),
     ] = _DEFAULTS.batch_size,
     ttl: common.Ttl = _DEFAULTS.ttl,
@@ -134,9 +131,7 @@ def tag(
         float,
         typer.Option(
             "--timeout",
-            min=0.1,
             metavar="SECONDS",
-            callback=common.finite,
             help="How long a worker may be silent while it has work, before it is replaced.",
         ),
     ] = _DEFAULTS.timeouts.batch,

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wuwan_runner import bounds
 from wuwan_runner.records import ItemFailure
 from wuwan_worker.protocol import ErrorCode
 
@@ -31,6 +32,13 @@ class Selection:
     hidden: bool = False  # files and directories whose name begins with a dot
     include: tuple[str, ...] = ()  # patterns; if any, they replace the test of the extension
     exclude: tuple[str, ...] = ()  # patterns for files and directories
+
+    def __post_init__(self) -> None:
+        """Raises OptionError."""
+        bounds.of_kind("selection.recursive", self.recursive, bool, "True or False")
+        bounds.of_kind("selection.hidden", self.hidden, bool, "True or False")
+        bounds.patterns("selection.include", self.include)
+        bounds.patterns("selection.exclude", self.exclude)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,29 @@ class UsageError(WuwanError):
     exit_code = ExitCode.USAGE
 
 
+class OptionError(UsageError):
+    """An option has a value that it cannot have."""
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        """
+        Args:
+            option: its name in the library, such as "batch_size" or "timeouts.batch".
+            value: what was given.
+            allowed: what it must be instead, to follow the words "must be".
+        """
+        self.option = option
+        try:
+            given = f"{value!r:.80}"
+        except Exception:  # of any object: an int of 5,000 digits has no text, for one
+            given = f"this {type(value).__name__}"
+        self._must = f"must be {allowed}, not {given}"
+        super().__init__(self.called(option))
+
+    def called(self, name: str) -> str:
+        """The message, for those who know the option by another name."""
+        return f"{name} {self._must}"
+
+
 class EngineError(WuwanError):
     """No worker can be had, or none that lives."""
 

@@ -181,6 +181,28 @@ def test_usage_errors_exit_with_2(wuwan: Any, arguments: tuple[str, ...]) -> Non
     assert done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch-size", "200"), "--batch-size must be a whole number from 1 to 32, not 200"),
+        (("--top-k", "0"), "--top-k must be a whole number from 1 to 1,000,000, not 0"),
+        (("--min-score", "nan"), "--min-score must be a number from 0 to 1, not nan"),
+        (
+            ("--timeout", "0"),
+            "--timeout must be a number of seconds over 0 and at most 1,000,000, not 0.0",
+        ),
+        (("--runner", "cloud"), "--runner must be one of auto, docker, local, not 'cloud'"),
+        (("--memory", "lots"), "--memory must be an amount such as 512m or 4g, not 'lots'"),
+    ],
+)
+def test_options_have_the_names_that_users_know(
+    wuwan: Any, arguments: tuple[str, str], message: str
+) -> None:
+    """One line: the option as it was typed, what it must be, and what it was."""
+    done = wuwan("tag", "x", *arguments)
+    assert (done.returncode, done.stderr.decode()) == (2, f"wuwan: {message}\n")
+
+
 def test_an_unknown_model_exits_with_4(wuwan: Any, photos: Path) -> None:
     """No worker can be had: one line, and what to do."""
     done = wuwan(*local(photos, "--model", "nope"))
