@@ -94,6 +94,7 @@ class TagOptions:
         bounds.whole("top_k", self.top_k, 1, MAX_TOP_K)
         bounds.number("min_score", self.min_score, 0, 1)
         bounds.of_kind("exact", self.exact, bool, "True or False")
+        bounds.of_kind("strict", self.strict, bool, "True or False")
         bounds.text("level", self.level)
         bounds.whole("batch_size", self.batch_size, 1, MAX_BATCH)
         if self.ttl is not None:
