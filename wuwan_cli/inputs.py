@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wuwan_runner.survey import Survey
 
 STDIN = "-"
+_ON_STDIN = "on standard input"
 _CHUNK = 65536
 
 
@@ -64,12 +65,12 @@ class Inputs:
         """
         for path in self.paths:
             if path == STDIN:
-                yield from self._list(0, "standard input", survey)
+                yield from self._list(0, _ON_STDIN, survey)
             else:
                 yield path
         if self.list_descriptor is not None:
-            name = "standard input" if self.files_from == STDIN else self.files_from
-            yield from self._list(self.list_descriptor, str(name), survey)
+            name = _ON_STDIN if self.files_from == STDIN else f"in {self.files_from}"
+            yield from self._list(self.list_descriptor, name, survey)
 
     def _list(self, descriptor: int, name: str, survey: Survey) -> Iterator[str | None]:
         empty = True
@@ -77,7 +78,7 @@ class Inputs:
             empty = empty and path is None
             yield path
         if empty:
-            survey.miss(f"the list on {name} is empty")
+            survey.miss(f"the list {name} is empty")
 
     def named(self, status: os.stat_result) -> str | None:
         """The name of the file or list, among those that are named, which has that status."""

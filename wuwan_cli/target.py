@@ -127,14 +127,14 @@ def _obstacle(path: str) -> str:
     return ""
 
 
-def _mount(path: str) -> str:
+def _mount(path: str) -> bytes:
     """The id of the mount that `path` is on; a bind mount within one disk is not told by st_dev."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
-            return next((line for line in lines if line.startswith("mnt_id:")), "")
+        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
+            return next((line for line in lines if line.startswith(b"mnt_id:")), b"")
     except OSError:  # no /proc
-        return ""
+        return b""
     finally:
         os.close(descriptor)
 
