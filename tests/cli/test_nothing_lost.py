@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.odd_disk import odd_disk
-from wuwan_runner import Tagger, TagOptions
-from wuwan_runner.survey import Survey
+from wuwan_runner import Survey, Tagger, TagOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
