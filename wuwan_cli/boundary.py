@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KEPT_LOGS = 10
 # The options of the library that have another name on the command line.
 _ARGUMENTS = {"timeouts.batch": "timeout"}
+closed: set[int] = set()  # which of the descriptors 0, 1 and 2 the caller had closed
 
 
 def run(main: Callable[[Signals], None]) -> None:
@@ -157,6 +158,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
+            closed.add(descriptor)
             # Opened for reading, descriptor 1 refuses writes as a closed one would.
             opened = os.open(os.devnull, flags)
             if opened != descriptor:

@@ -100,15 +100,19 @@ class Progress:
             self._shown_at = now
             say(self._line(now))
 
-    def summarize(self) -> None:
-        """Say what was done."""
+    def summarize(self, passed_over: str = "") -> None:
+        """Say what was done, and what was passed over on the way."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        others = f"passed over: {passed_over}" if passed_over else ""
         if self._mode is not Mode.NONE:
             seconds = time.monotonic() - self._started
             rate = f"{self.done / seconds:,.0f} img/s" if self.done else "no images found"
-            say(f"{_images(self.done)} in {_duration(seconds)} ({rate})")
+            tail = f"; {others}" if others else ""
+            say(f"{_images(self.done)} in {_duration(seconds)} ({rate}){tail}")
+        elif others:
+            self.notify(others)
         if self.failed:
             self._say(f"{self.failed:,} of {_images(self.done)} failed; their records say why")
         if self.warned and self._mode is not Mode.NONE:

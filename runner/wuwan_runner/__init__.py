@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wuwan_runner.errors import EngineError, ExitCode, LockedError, UsageError, WuwanError
     from wuwan_runner.options import TagOptions, Timeouts, WorkerSpec
     from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
+    from wuwan_runner.survey import Survey
     from wuwan_runner.tagger import Tagger
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "ItemWarning": "records",
     "Label": "records",
     "Record": "records",
+    "Survey": "survey",
     "Tagger": "tagger",
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "LockedError",
     "Record",
     "Selection",
+    "Survey",
     "TagOptions",
     "Tagger",
     "Timeouts",

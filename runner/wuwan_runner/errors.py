@@ -14,6 +14,7 @@ class ExitCode(enum.IntEnum):
     PARTIAL = 3  # finished, some images have an error record
     ENGINE = 4  # no worker could be had: Docker, the image, a GPU, the model
     LOCKED = 5  # another run holds the output
+    ABSENT = 6  # a directory that was named gave nothing, and the output was kept
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -79,3 +80,9 @@ class LockedError(WuwanError):
     """Another run is writing the same output."""
 
     exit_code = ExitCode.LOCKED
+
+
+class AbsentError(WuwanError):
+    """What was named is not there or is empty; what an earlier run has found is kept."""
+
+    exit_code = ExitCode.ABSENT
