@@ -63,6 +63,7 @@ BAD: dict[type[Any], dict[str, list[Any]]] = {
         "top_k": [*NOT_WHOLE, 0, -1, 10**9, 2**64, 10**5000],
         "min_score": [*NO_NUMBERS, math.nan, math.inf, -math.inf, -0.1, 1.1, 2, -1],
         "exact": NO_FLAGS,
+        "strict": NO_FLAGS,
         "level": NO_TEXTS,
         "batch_size": [*NOT_WHOLE, 0, -1, 33, 129, 200, 10**9],
         "ttl": [*_without(NO_NUMBERS, None), *NO_SECONDS],
