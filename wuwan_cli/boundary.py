@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from wuwan_worker.private_dir import PrivateDir
+
 KEPT_LOGS = 10
+_LOG_NAME = re.compile(r"\d{8}T\d{6}-\d+\.log")
 
 
 def run(main: Callable[[Signals], None]) -> None:
@@ -90,14 +94,15 @@ def _write_line(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
 
-def log_directories() -> list[Path]:
+def log_directories() -> list[PrivateDir]:
     """Where log files may go, best first."""
     import tempfile
     from pathlib import Path
 
     from wuwan_worker import places
+    from wuwan_worker.private_dir import PrivateDir
 
-    temporary = Path(tempfile.gettempdir(), f"wuwan-{os.getuid()}")
+    temporary = PrivateDir(Path(tempfile.gettempdir()), (f"wuwan-{os.getuid()}",))
     return [places.state() / "log", temporary / "log"]
 
 
@@ -107,7 +112,7 @@ def _write_log(error: Exception) -> Path | None:
     import time
     import traceback
 
-    from wuwan_worker import __version__, places
+    from wuwan_worker import __version__, private_dir
 
     report = "\n".join(
         [
@@ -121,16 +126,15 @@ def _write_log(error: Exception) -> Path | None:
     name = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
     for directory in log_directories():
         try:
-            places.make(directory)
-            if directory.stat().st_uid != os.getuid():  # the temporary directory is everybody's
-                continue
-            path = directory / name
-            path.write_text(report, encoding="utf-8", errors="backslashreplace")
-            for old in sorted(directory.glob("*.log"))[:-KEPT_LOGS]:
-                old.unlink(missing_ok=True)
+            with directory.opened(make=True) as descriptor:
+                private_dir.write(name, descriptor, report.encode(errors="backslashreplace"))
+                kept = filter(_LOG_NAME.fullmatch, os.listdir(descriptor))
+                for old in sorted(kept)[:-KEPT_LOGS]:
+                    with contextlib.suppress(FileNotFoundError):  # another run does the same
+                        os.unlink(old, dir_fd=descriptor)
         except OSError:
             continue
-        return path
+        return directory.path / name
     return None
 
 

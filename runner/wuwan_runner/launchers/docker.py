@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import os
 import select
-import shutil
 import socket
 import tempfile
 import threading
@@ -289,7 +288,7 @@ def _boot_socket() -> Iterator[tuple[socket.socket, Path]]:
             boot.listen(1)
             yield boot, path
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        leftovers.remove_boot_directory(directory)
 
 
 def _hand_over(
