@@ -266,7 +266,7 @@ def sockets() -> Check:
         return Check("sockets", Outcome.FAIL, "no abstract Unix socket can be bound")
     probe = protocol.probe_descriptor()
     try:
-        sender = address.connect(place, 2.0)
+        sender = address.connect(place, 2.0, bound=True)
         if sender is None:
             return Check("sockets", Outcome.FAIL, "an abstract Unix socket cannot be connected to")
         listener.settimeout(2.0)

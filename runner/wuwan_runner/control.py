@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from wuwan_runner import address
+from wuwan_runner import address, proof
 from wuwan_worker import __version__, protocol
 from wuwan_worker.protocol import (
     Fatal,
@@ -38,11 +38,12 @@ class NoAnswerError(Exception):
 class Control:
     """A connection that asks and commands, and does not tag."""
 
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
+    def __init__(self, sock: socket.socket, timeout: float, token: str = "") -> None:
         """
         Args:
             sock: connected; owned from now on.
             timeout: seconds for each answer.
+            token: see `proof`.
 
         Raises:
             NoAnswerError: if the worker does not greet in time.
@@ -52,7 +53,8 @@ class Control:
         self._decoder = FrameDecoder()
         probe = protocol.probe_descriptor()
         try:
-            hello = Hello(client=f"wuwan {__version__} control (pid {os.getpid()})", tagging=False)
+            name = f"wuwan {__version__} control (pid {os.getpid()})"
+            hello = Hello(client=name, tagging=False, token=token)
             self.welcome: Welcome = self._ask(hello, Welcome, [probe])
         except BaseException:
             self.close()
@@ -135,7 +137,7 @@ def attach(place: Address, timeout: float) -> Control:
     sock = address.connect(place, timeout)
     if sock is None:
         raise NoAnswerError("it has ended")
-    return Control(sock, timeout)
+    return Control(sock, timeout, proof.token(place.name))
 
 
 def survey(timeout: float, without: Address | None = None) -> list[Seen]:

@@ -106,7 +106,10 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
     Raises:
         EngineError: if the daemon does not answer.
     """
-    up = {seen.status.name for seen in control.survey(timeouts.control) if seen.status}
+    seen = control.survey(timeouts.control)
+    up = {worker.status.name for worker in seen if worker.status}
+    # Whoever does not answer, or not to us, may be any of them.
+    silent = {worker.address.key for worker in seen if not worker.status}
     found = []
     with daemon.connected(timeouts.docker) as client:
         labels = [
@@ -119,7 +122,10 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
                 continue
             if state != "running":
                 found.append(Leftover("container", name, f"it is {state}"))
-            elif daemon.LABEL_LISTENS not in container["Labels"]:
+            elif (
+                daemon.LABEL_LISTENS not in container["Labels"]
+                and container["Labels"].get(daemon.LABEL_KEY) not in silent
+            ):
                 found.append(Leftover("container", name, "no client can reach it"))
     return found
 
