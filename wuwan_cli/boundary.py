@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wuwan_runner.errors import WuwanError
+    from wuwan_worker.private_dir import PrivateDir
 
 KEPT_LOGS = 10
 # The options of the library that have another name on the command line.
 _ARGUMENTS = {"timeouts.batch": "timeout"}
+_LOG_NAME = re.compile(r"\d{8}T\d{6}-\d+\.log")
 closed: set[int] = set()  # which of the descriptors 0, 1 and 2 the caller had closed
 
 
@@ -105,14 +108,15 @@ def _write_line(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
 
-def log_directories() -> list[Path]:
+def log_directories() -> list[PrivateDir]:
     """Where log files may go, best first."""
     import tempfile
     from pathlib import Path
 
     from wuwan_worker import places
+    from wuwan_worker.private_dir import PrivateDir
 
-    temporary = Path(tempfile.gettempdir(), f"wuwan-{os.getuid()}")
+    temporary = PrivateDir(Path(tempfile.gettempdir()), (f"wuwan-{os.getuid()}",))
     return [places.state() / "log", temporary / "log"]
 
 
@@ -122,7 +126,7 @@ def _write_log(error: Exception) -> Path | None:
     import time
     import traceback
 
-    from wuwan_worker import __version__, places
+    from wuwan_worker import __version__, private_dir
 
     report = "\n".join(
         [
@@ -136,16 +140,15 @@ def _write_log(error: Exception) -> Path | None:
     name = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
     for directory in log_directories():
         try:
-            places.make(directory)
-            if directory.stat().st_uid != os.getuid():  # the temporary directory is everybody's
-                continue
-            path = directory / name
-            path.write_text(report, encoding="utf-8", errors="backslashreplace")
-            for old in sorted(directory.glob("*.log"))[:-KEPT_LOGS]:
-                old.unlink(missing_ok=True)
+            with directory.opened(make=True) as descriptor:
+                private_dir.write(name, descriptor, report.encode(errors="backslashreplace"))
+                kept = filter(_LOG_NAME.fullmatch, os.listdir(descriptor))
+                for old in sorted(kept)[:-KEPT_LOGS]:
+                    with contextlib.suppress(FileNotFoundError):  # another run does the same
+                        os.unlink(old, dir_fd=descriptor)
         except OSError:
             continue
-        return path
+        return directory.path / name
     return None
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,13 +34,14 @@ def doctor(
 ) -> None:
     """Say what works here. Exit code 0 if at least one runner works, else 4."""
     from wuwan_cli import boundary
-    from wuwan_runner import checks
+    from wuwan_runner import checks, leftovers
 
     scope = checks.Scope(
         image=image,
         directories={
-            "runtime": [_runtime(), Path(tempfile.gettempdir())],
+            "runtime": leftovers.boot_bases(),
             "cache": [places.cache()],
+            "state": [places.state()],
             "log": boundary.log_directories(),
         },
     )
@@ -56,10 +54,6 @@ def doctor(
     else:
         _print(found, runners)
     raise typer.Exit(int(ExitCode.OK if any(runners.values()) else ExitCode.ENGINE))
-
-
-def _runtime() -> Path:
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
 
 
 def _clean(scope: Scope) -> None:

@@ -192,7 +192,7 @@ def pull(
         raise UsageError(f"no model named {name!r} can be pulled", hint=f"there is: {known}")
     models.check_new(name)
     convert = conversion.choose(runner, image, say)  # what it lacks is said before the download
-    directory = places.cache() / "downloads" / name
+    directory = models.private(places.cache() / "downloads" / name)
     by_hand = (
         f"the same command goes on with what is in {directory}; or fetch {general_zh.WEIGHTS} and "
         f"{general_zh.LABELS} elsewhere, and `wuwan model add {name} --from DIRECTORY`"

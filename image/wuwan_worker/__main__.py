@@ -23,12 +23,13 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wuwan_worker import __version__, bundle, cores, protocol
+from wuwan_worker import __version__, bundle, cores, peers, protocol
 from wuwan_worker.lifecycle import GRACE, PARK_AFTER, Lifecycle
 from wuwan_worker.protocol import Adopt, FatalCode, FrameDecoder
-from wuwan_worker.server import CREDITS, Identity, Server, peer_uid
+from wuwan_worker.server import CREDITS, Identity, Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,19 +81,41 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _listener(arguments: argparse.Namespace) -> tuple[socket.socket, int]:
-    """The listening socket, and the user whose clients are served."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a worker listens, and to whom."""
+
+    listener: socket.socket
+    owner: int  # the user whose clients are served
+    token: str = ""  # what they have to show besides, where they cannot be told from others
+    shared: bool = True  # whether several runs have it
+
+
+def _listener(arguments: argparse.Namespace) -> _Place:
     if arguments.listen_fd is not None:
-        return socket.socket(fileno=arguments.listen_fd), os.getuid()
+        listener = socket.socket(fileno=arguments.listen_fd)
+        token = os.environ.pop(peers.TOKEN_VARIABLE, "")
+        return _guarded(listener, os.getuid(), Adopt(token=token, shared=False))
     if arguments.adopt is not None:
         return _adopt(arguments.adopt)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(f"\0{arguments.listen}")
     sock.listen(512)
-    return sock, os.getuid()
+    return _Place(sock, os.getuid())
 
 
-def _adopt(path: str) -> tuple[socket.socket, int]:
+def _guarded(listener: socket.socket, owner: int, adopt: Adopt) -> _Place:
+    """Asks for a token only where that is needed: without one, workers are shared by all runs."""
+    if not peers.ambiguous(owner):
+        return _Place(listener, owner)
+    if not adopt.token:
+        listener.close()
+        raise OSError("users cannot be told apart here, and there is no token to ask them for")
+    log.info("users cannot be told apart here: clients have to show a token")
+    return _Place(listener, owner, adopt.token, adopt.shared)
+
+
+def _adopt(path: str) -> _Place:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
         launcher.settimeout(ADOPT_TIMEOUT)
         launcher.connect(path)
@@ -104,7 +127,8 @@ def _adopt(path: str) -> tuple[socket.socket, int]:
             for frame in decoder.feed(data, descriptors):
                 if isinstance(frame.message, Adopt) and len(frame.descriptors) == 1:
                     # The owner is whoever launched us, as this user namespace sees them.
-                    return socket.socket(fileno=frame.descriptors[0]), peer_uid(launcher)
+                    listener = socket.socket(fileno=frame.descriptors[0])
+                    return _guarded(listener, peers.uid(launcher), frame.message)
                 frame.close()
 
 
@@ -174,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     try:
-        listener, owner = _listener(arguments)
+        place = _listener(arguments)
     except (OSError, protocol.ProtocolError) as error:
         log.error("no socket to listen on: %s", error)
         return EXIT_SOCKET
@@ -182,10 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = bundle.load(bundle.find(arguments.model))
     except bundle.BundleError as error:
         log.error("%s", error)
-        listener.close()
+        place.listener.close()
         return EXIT_MODEL
     server = Server(
-        listener,
+        place.listener,
         Identity(
             name=arguments.name,
             model=model.name,
@@ -195,11 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             default_level=model.default_level,
         ),
         Lifecycle(
-            ttl=arguments.ttl,
+            ttl=arguments.ttl if place.shared else 0.0,
             grace=arguments.grace,
             park_after=arguments.park_after if arguments.device == "cuda" else math.inf,
         ),
-        owner=owner,
+        owner=place.owner,
+        token=place.token,
+        shared=place.shared,
         credits_=max(
             CREDITS_ON_GPU if arguments.device == "cuda" else CREDITS,
             CREDITS_PER_CORE * cores.available(),

@@ -208,7 +208,7 @@ def find(name: str) -> Path:
 
 def user_directory() -> Path:
     """Where the user's own bundles are."""
-    return places.data() / "models"
+    return (places.data() / "models").path
 
 
 def embedded() -> list[str]:

@@ -19,7 +19,7 @@ def main() -> int:
         model = bundle.load(bundle.find(name))
         levels = labels.read(model)
         backends.load("openvino", model, levels, device="cpu", threads=cores.available())
-    kept = len(list(compile_cache.directory().iterdir()))
+    kept = len(list(compile_cache.directory().path.iterdir()))
     return 0 if kept == len(bundle.embedded()) else 1
 
 

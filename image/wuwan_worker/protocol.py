@@ -48,7 +48,7 @@ import msgpack
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("!2sHI")
 MAGIC = b"WW"
 # A frame of results holds at most a few batches of labels; 100 KB of labels for one image must
@@ -96,7 +96,7 @@ class FatalCode(enum.StrEnum):
 
     PROTOCOL = "protocol"  # the client broke the protocol, or speaks another version of it
     DESCRIPTORS = "descriptors"  # descriptors do not arrive here, or cannot be read
-    FORBIDDEN = "forbidden"  # the client belongs to another user
+    FORBIDDEN = "forbidden"  # the client belongs to another user, or does not prove its own
     FULL = "full"  # too many clients
     MODEL = "model"  # the model does not load; no other worker of this kind will do better
     LEVEL = "level"  # labels are asked for at a level that the model does not have
@@ -128,6 +128,7 @@ class Hello:
     level: str = ""  # of the labels, e.g. "coarse"; empty for the bundle's default
     ttl: float | None = None  # seconds; a new TTL for the worker, or None to leave it
     tagging: bool = True  # False for a client that only asks or commands; it counts as nobody
+    token: str = ""  # as in Adopt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +145,7 @@ class Welcome:
     pid: int  # in the worker's own PID namespace
     credits: int  # images that may be unanswered
     readable: bool  # whether the probe descriptor arrived and could be read
+    shared: bool = True  # False for a worker that ends with its client, as no other one can use it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +251,9 @@ class Stopping:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt:
     """Launcher to container, at start-up: here (one descriptor) is the socket to listen on."""
+
+    token: str = ""  # clients have to show it, where the worker cannot tell users apart
+    shared: bool = True  # whether later runs of the launcher's user know it
 
 
 Message: TypeAlias = (

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import math
 import os
 import selectors
 import socket
-import struct
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from wuwan_worker import protocol
+from wuwan_worker import peers, protocol
 from wuwan_worker.jobs import FairQueue, Job, Options
 from wuwan_worker.protocol import (
     Adopt,
@@ -59,13 +59,7 @@ MAX_WAIT = 24 * 3600.0  # seconds; a TTL may be anything, what epoll takes has a
 # Bytes of replies that a client may leave unread and still ask for more.
 MAX_UNREAD = 4 * 1024 * 1024
 _ACCEPT_PAUSE = 0.05  # seconds, when no descriptor is free
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """The user at the other end, as seen from this process's user namespace."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(raw)[1])
+_MAX_REQUEST = 64 * 1024  # bytes of a client's frame: it holds numbers and names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +79,7 @@ class _Client:
     id: int
     sock: socket.socket
     deadline: float  # monotonic clock: to have said Hello, or to have read what ends the connection
-    decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    decoder: FrameDecoder = field(default_factory=lambda: FrameDecoder(max_payload=_MAX_REQUEST))
     outgoing: bytearray = field(default_factory=bytearray)
     hello: Hello | None = None
     unanswered: int = 0
@@ -109,6 +103,8 @@ class Server:
         lifecycle: Lifecycle,
         *,
         owner: int,
+        token: str = "",
+        shared: bool = True,
         credits_: int = CREDITS,
         log_lines: Sequence[str] = (),
     ) -> None:
@@ -119,6 +115,8 @@ class Server:
             lifecycle: owned by the server from now on.
             owner: the user id whose clients are served; others are turned away, because an
                 abstract socket has no file permissions.
+            token: what clients have to show besides, if anything.
+            shared: whether several runs may use the worker; otherwise it ends with its client.
             credits_: how many images a client may have unanswered.
             log_lines: the last log lines, live.
         """
@@ -131,6 +129,8 @@ class Server:
         self._identity = identity
         self._lifecycle = lifecycle
         self._owner = owner
+        self._token = token.encode()
+        self._shared = shared
         self._credits = credits_
         self._log_lines = log_lines
         self._clients: dict[int, _Client] = {}
@@ -225,8 +225,10 @@ class Server:
         return self.exit_code
 
     def _finished(self) -> bool:
-        # Someone who has connected and is about to say Hello is a client to be.
-        about_to_speak = any(client.hello is None for client in self._clients.values())
+        # Someone who has connected and is about to say Hello is a client to be; where it may be
+        # anybody, the worker is not kept alive for it.
+        silent = any(client.hello is None for client in self._clients.values())
+        about_to_speak = silent and not self._token
         return self._over or (self._lifecycle.over and not about_to_speak)
 
     def _timeout(self) -> float | None:
@@ -259,7 +261,7 @@ class Server:
         self._next_id += 1
         self._clients[client.id] = client
         self._selector.register(sock, selectors.EVENT_READ, lambda mask: self._ready(client, mask))
-        if peer_uid(sock) != self._owner:
+        if peers.uid(sock) != self._owner:
             self._turn_away(client, FatalCode.FORBIDDEN, "this worker belongs to another user")
         elif len(self._clients) > MAX_CLIENTS:
             self._turn_away(client, FatalCode.FULL, f"{MAX_CLIENTS} clients are connected already")
@@ -373,6 +375,13 @@ class Server:
             raise ProtocolError(
                 f"this worker speaks protocol {protocol.VERSION}, the client {hello.version}"
             )
+        if self._token and not hmac.compare_digest(hello.token.encode(), self._token):
+            self._turn_away(
+                client,
+                FatalCode.FORBIDDEN,
+                "this worker asks for a proof that the client is its user's",
+            )
+            return
         if hello.ttl is not None and not hello.ttl >= 0:  # nan, too
             raise ProtocolError(f"a TTL of {hello.ttl} seconds")
         if (hello.level or self._identity.default_level) not in self._identity.levels:
@@ -386,7 +395,7 @@ class Server:
         client.hello = hello
         client.deadline = math.inf
         if hello.tagging:
-            self._lifecycle.client_came(hello.ttl)
+            self._lifecycle.client_came(hello.ttl if self._shared else 0.0)
         log.info("client %d: %.100r", client.id, hello.client)
         self._send(
             client,
@@ -400,6 +409,7 @@ class Server:
                 pid=os.getpid(),
                 credits=self._credits,
                 readable=readable,
+                shared=self._shared,
             ),
         )
         self._finish_if_done(client)  # at once, if it came too late

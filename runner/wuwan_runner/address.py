@@ -12,12 +12,11 @@ import hashlib
 import json
 import os
 import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_worker import __version__, protocol
+from wuwan_worker import __version__, peers, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,21 +67,25 @@ def listen(address: Address) -> socket.socket | None:
     return sock
 
 
-def connect(address: Address, timeout: float) -> socket.socket | None:
+def told_apart() -> bool:
+    """Whether this user can be told from others; not if the user namespace does not map it."""
+    return not peers.ambiguous(os.getuid())
+
+
+def connect(address: Address, timeout: float, *, bound: bool = False) -> socket.socket | None:
     """A connection to that worker, or None where there is none (of ours).
 
     Anybody on the machine may bind a name, so the listener's user is checked: images are handed
-    to nobody else.
+    to nobody else. Not so if this process has `bound` the name, and holds it.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(timeout)
     try:
         sock.connect(address.name)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        ours = bound or (peers.uid(sock) == os.getuid() and told_apart())
     except OSError:
-        sock.close()
-        return None
-    if struct.unpack("3i", credentials)[1] != os.getuid():
+        ours = False
+    if not ours:
         sock.close()
         return None
     return sock

@@ -19,7 +19,8 @@ from wuwan_runner import address, control, daemon, gpus, leftovers, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import local
 from wuwan_runner.options import Timeouts
-from wuwan_worker import __version__, bundle, labels, protocol
+from wuwan_worker import __version__, bundle, labels, private_dir, protocol
+from wuwan_worker.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,12 @@ LOCAL_LIBRARIES = {
     "pillow-heif": "pillow_heif",
 }
 OLDEST_PYTHON = (3, 11)
+_CURE = "have {} writable, for yourself alone"
+# What becomes of it where there is no such directory, and all else works.
+_WITHOUT = {
+    "cache": "networks are compiled anew at each start",
+    "state": "runs share no workers in containers of a daemon that remaps users",
+}
 # The launchers, and what each cannot do without: names of checks.
 NEEDS = {
     "docker": ("Docker daemon", "container image", "sockets"),
@@ -63,7 +70,8 @@ class Scope:
     """What to look at."""
 
     image: str = ""
-    directories: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # purpose -> best first
+    directories: Mapping[str, Sequence[PrivateDir | Path]] = field(default_factory=dict)
+    """By purpose, best first: ours alone, or where one that is ours alone will be made."""
     deadline: float = 15.0  # seconds for each group of checks; they run side by side
     timeouts: Timeouts = field(default_factory=lambda: Timeouts(docker=10.0, control=2.0))
 
@@ -258,7 +266,7 @@ def sockets() -> Check:
         return Check("sockets", Outcome.FAIL, "no abstract Unix socket can be bound")
     probe = protocol.probe_descriptor()
     try:
-        sender = address.connect(place, 2.0)
+        sender = address.connect(place, 2.0, bound=True)
         if sender is None:
             return Check("sockets", Outcome.FAIL, "an abstract Unix socket cannot be connected to")
         listener.settimeout(2.0)
@@ -280,21 +288,28 @@ def sockets() -> Check:
     return Check("sockets", Outcome.OK, "file descriptors can be passed")
 
 
-def directory(purpose: str, candidates: Sequence[Path]) -> Check:
-    """Whether the first of `candidates` can be written to, or made; nothing is made."""
+def directory(purpose: str, candidates: Sequence[PrivateDir | Path]) -> Check:
+    """Which of `candidates` is used, as the program finds it; nothing is made."""
     name = f"{purpose} directory"
-    for number, path in enumerate(candidates):
-        existing = next(parent for parent in (path, *path.parents) if parent.exists())
-        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-            if number == 0:
-                return Check(name, Outcome.OK, str(path))
-            detail = f"{candidates[0]} cannot be written to; {path} is used"
-            return Check(name, Outcome.WARN, detail, f"make {candidates[0]} writable")
-    tried = ", ".join(map(str, candidates))
-    if purpose == "cache":  # nothing but time depends on it
-        detail = f"{tried} cannot be written to: networks are compiled anew at each start"
-        return Check(name, Outcome.WARN, detail, f"make {tried} writable")
-    return Check(name, Outcome.FAIL, f"none can be written to: {tried}", "make one writable")
+    problems = []
+    for candidate in candidates:
+        if problem := _problem(candidate):
+            problems.append(problem)
+        elif problems:
+            detail = f"{'; '.join(problems)}; {candidate} is used"
+            return Check(name, Outcome.WARN, detail, _CURE.format(candidates[0]))
+        else:
+            return Check(name, Outcome.OK, str(candidate))
+    detail, advice = "; ".join(problems), _CURE.format(candidates[0])
+    if purpose in _WITHOUT:
+        return Check(name, Outcome.WARN, f"{detail}: {_WITHOUT[purpose]}", advice)
+    return Check(name, Outcome.FAIL, f"none can be used: {detail}", advice)
+
+
+def _problem(candidate: PrivateDir | Path) -> str:
+    if isinstance(candidate, PrivateDir):
+        return candidate.problem()
+    return private_dir.exposed(candidate)
 
 
 def warm_workers(scope: Scope) -> Check:

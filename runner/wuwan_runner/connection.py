@@ -67,6 +67,7 @@ class Connection:
     private: bool  # a worker of this run alone, for images that are suspected of killing workers
     timeouts: Timeouts
     launch: Backing | None  # if this run has started the worker
+    token: str = ""  # see `proof`
     welcome: Welcome | None = None
     ready: bool = False  # the model is loaded
     answered: int = 0
@@ -88,6 +89,7 @@ class Connection:
                     level=options.level,
                     # A private worker leaves with us: nobody else can find it.
                     ttl=0.0 if self.private else options.ttl,
+                    token=self.token,
                 ),
                 [probe],
             )

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from wuwan_runner import address
+from wuwan_runner import address, proof
 from wuwan_worker import __version__, protocol
 from wuwan_worker.protocol import (
     Fatal,
@@ -52,11 +52,14 @@ class GoneError(NoAnswerError):
 class Control:
     """A connection that asks and commands, and does not tag."""
 
-    def __init__(self, sock: socket.socket, timeout: float, until: float = math.inf) -> None:
+    def __init__(
+        self, sock: socket.socket, timeout: float, token: str = "", until: float = math.inf
+    ) -> None:
         """
         Args:
             sock: connected; owned from now on.
             timeout: seconds for each answer.
+            token: see `proof`.
             until: when all answers must have come, on the monotonic clock.
 
         Raises:
@@ -68,7 +71,8 @@ class Control:
         self._decoder = FrameDecoder()
         probe = protocol.probe_descriptor()
         try:
-            hello = Hello(client=f"wuwan {__version__} control (pid {os.getpid()})", tagging=False)
+            name = f"wuwan {__version__} control (pid {os.getpid()})"
+            hello = Hello(client=name, tagging=False, token=token)
             self.welcome: Welcome = self._ask(hello, Welcome, [probe])
         except BaseException:
             self.close()
@@ -153,7 +157,7 @@ def attach(place: Address, timeout: float, until: float = math.inf) -> Control:
     sock = address.connect(place, timeout)
     if sock is None:
         raise GoneError
-    return Control(sock, timeout, until)
+    return Control(sock, timeout, proof.token(place.name), until)
 
 
 def survey(timeout: float, without: Address | None = None) -> list[Seen]:

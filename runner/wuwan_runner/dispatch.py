@@ -69,6 +69,10 @@ TRUST = 10
 MAX_RACES = 100
 # Seconds until a source that had nothing is asked again.
 _POLL = 0.02
+_NOT_SHARED = (
+    "the worker ends with this run: users cannot be told apart where it is, and there is no secret "
+    "that other runs know (`wuwan doctor`: state directory)"
+)
 _TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
 _PROOF = -1  # no input has this number
 
@@ -311,6 +315,8 @@ class Dispatch:
                 self._races = 0
                 connection.greeted(message)
                 self._model = message.model
+                if not message.shared and not connection.private:
+                    self._workers.notify(_NOT_SHARED)
                 if not message.readable:
                     reason = "the worker cannot read the files that it is handed"
                     self._no_descriptors(connection, reason)
@@ -376,6 +382,14 @@ class Dispatch:
             return
         if fatal.code == FatalCode.BACKEND:
             self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED, told=True)
+            return
+        if fatal.code == FatalCode.FORBIDDEN and connection.launch is None:
+            # Of this user's, by its name's owner, but started where another secret is kept, or
+            # none: it keeps its name.
+            self._slot_offset += self._workers.count
+            self._remove(connection)
+            self._workers.notify(f"a warm worker is left alone: {fatal.message}")
+            self._count_race(fatal.message)
             return
         if fatal.code == FatalCode.LEVEL:
             raise UsageError(fatal.message)

@@ -7,8 +7,8 @@ it starts a container, or while it added a model.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wuwan_runner import address, control, daemon, models
+from wuwan_runner.errors import EngineError
+from wuwan_worker import private_dir
+from wuwan_worker.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from wuwan_runner.options import Timeouts
@@ -35,23 +38,39 @@ class Leftover:
     reason: str
 
 
+def boot_bases() -> list[Path]:
+    """Where boot sockets' directories may be made, best first: emptied at log-out, or at boot."""
+    named = os.environ.get("XDG_RUNTIME_DIR", "")
+    return [*([Path(named)] if named else []), Path(tempfile.gettempdir())]
+
+
 def boot_base() -> Path:
-    """Where boot sockets' directories are made: removed at log-out, or at boot."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
-    return base if base.is_dir() else Path(tempfile.gettempdir())
+    """The first of them in which our directory stays ours.
+
+    Raises:
+        EngineError: if there is none.
+    """
+    bases = boot_bases()
+    for base in bases:
+        if not private_dir.exposed(base):
+            return base
+    tried = "; ".join(map(private_dir.exposed, bases))
+    raise EngineError(f"no directory for a socket: {tried}", hint="set TMPDIR to another one")
 
 
 def directories(min_age: float = MIN_AGE) -> list[Leftover]:
     """Directories of boot sockets that nobody listens at any more."""
     found = []
-    for path in boot_base().glob(f"{BOOT_PREFIX}*"):
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        old = time.time() - status.st_mtime >= min_age
-        if status.st_uid == os.getuid() and old and not _listening(path / "s"):
-            found.append(Leftover("directory", str(path), "its run is dead"))
+    for base in boot_bases():
+        for path in base.glob(f"{BOOT_PREFIX}*"):
+            try:
+                # Links and other users' directories are none of ours.
+                with PrivateDir(base, (path.name,)).opened() as descriptor:
+                    old = time.time() - os.fstat(descriptor).st_mtime >= min_age
+            except OSError:
+                continue
+            if old and not _listening(path / "s"):
+                found.append(Leftover("directory", str(path), "its run is dead"))
     return found
 
 
@@ -65,6 +84,17 @@ def _listening(path: Path) -> bool:
     return True
 
 
+def remove_boot_directory(path: Path) -> None:
+    """Remove it, and nothing but what a run puts there."""
+    with contextlib.suppress(OSError):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            PrivateDir(path.parent, (path.name,)).opened() as descriptor,
+        ):
+            os.unlink("s", dir_fd=descriptor)
+        path.rmdir()
+
+
 def unfinished_models() -> list[Leftover]:
     """Bundles that were not added to their end, or not removed to theirs."""
     return [Leftover("model", str(path), "its run is dead") for path in models.unfinished()]
@@ -76,7 +106,10 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
     Raises:
         EngineError: if the daemon does not answer.
     """
-    up = {seen.status.name for seen in control.survey(timeouts.control) if seen.status}
+    seen = control.survey(timeouts.control)
+    up = {worker.status.name for worker in seen if worker.status}
+    # Whoever does not answer, or not to us, may be any of them.
+    silent = {worker.address.key for worker in seen if not worker.status}
     found = []
     with daemon.connected(timeouts.docker) as client:
         labels = [
@@ -89,7 +122,10 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
                 continue
             if state != "running":
                 found.append(Leftover("container", name, f"it is {state}"))
-            elif daemon.LABEL_LISTENS not in container["Labels"]:
+            elif (
+                daemon.LABEL_LISTENS not in container["Labels"]
+                and container["Labels"].get(daemon.LABEL_KEY) not in silent
+            ):
                 found.append(Leftover("container", name, "no client can reach it"))
     return found
 
@@ -97,7 +133,7 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
 def remove(leftover: Leftover, timeouts: Timeouts) -> None:
     """Remove one. Raises EngineError if a container cannot be removed."""
     if leftover.kind == "directory":
-        shutil.rmtree(leftover.name, ignore_errors=True)
+        remove_boot_directory(Path(leftover.name))
     elif leftover.kind == "model":
         models.discard(Path(leftover.name))
     else:

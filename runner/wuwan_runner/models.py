@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.conversion import Converter
     from wuwan_runner.manifest import Source
+    from wuwan_worker.private_dir import PrivateDir
 
 # Not a bundle's name, so it is never taken for one.
 _STAGING = ".{name}.staging"
@@ -118,6 +119,20 @@ def names(model: str) -> set[str]:
         return set()
 
 
+def private(directory: PrivateDir) -> Path:
+    """The path of a directory that is made where it is missing, and is this user's alone.
+
+    Raises:
+        ModelError: if it cannot be made, or others could put something there.
+    """
+    try:
+        with directory.opened(make=True):
+            return directory.path
+    except OSError as error:
+        where = error.filename or directory
+        raise ModelError(f"cannot use {where}: {error.strerror}") from None
+
+
 def unfinished() -> list[Path]:
     """What runs that died while they added or removed a bundle have left."""
     found = []
@@ -139,11 +154,9 @@ def discard(path: Path) -> None:
 @contextlib.contextmanager
 def _staged(name: str) -> Iterator[Path]:
     """An empty directory for the bundle, ours alone; whatever is still there at the end goes."""
-    base = bundle.user_directory()
-    path = base / _STAGING.format(name=name)
+    path = private(places.data() / "models") / _STAGING.format(name=name)
     try:
-        places.make(base)
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ModelError(f"cannot make {error.filename}: {error.strerror}") from None
     descriptor = _lock(path)
@@ -160,7 +173,7 @@ def _staged(name: str) -> Iterator[Path]:
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a directory; None if it is taken, or gone."""
+    """A descriptor that holds the lock of a directory; None if it is taken, gone, or not ours."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -170,7 +183,7 @@ def _lock(path: Path) -> int | None:
     except OSError:
         pass
     else:
-        if _is(path, descriptor):
+        if _is(path, descriptor) and os.fstat(descriptor).st_uid == os.geteuid():
             return descriptor
     os.close(descriptor)
     return None

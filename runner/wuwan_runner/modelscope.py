@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from wuwan_runner.errors import LockedError, ModelError, UsageError
-from wuwan_worker import __version__, places
+from wuwan_worker import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +100,7 @@ class ModelScope:
             ModelError: if it cannot be had; what has come stays in `target`.part.
             LockedError: if another run is fetching it.
         """
-        places.make(target.parent)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if target.is_file() and file.sha256 and _sha256(target) == file.sha256:
             return
         partial = target.with_name(f"{target.name}.part")

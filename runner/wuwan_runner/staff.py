@@ -49,8 +49,10 @@ class Staff(ABC):
     def acquire_private(self) -> Connection:
         """A connection to a new worker that no other client will find; it ends with it."""
 
-    def _order(self, slot: int, *, private: bool) -> Order:
+    def _order(self, slot: int, *, private: bool, token: str = "", shared: bool = True) -> Order:
         return Order(
+            token=token,
+            shared=shared,
             spec=self._options.spec,
             slot=slot,
             ttl=0.0 if private else TTL if self._options.ttl is None else self._options.ttl,

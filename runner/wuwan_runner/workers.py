@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, daemon, eviction, gpus, launchers
+from wuwan_runner import address, daemon, eviction, gpus, launchers, proof
 from wuwan_runner.address import Address
 from wuwan_runner.connection import Connection, ConnectionLostError
 from wuwan_runner.errors import EngineError
@@ -89,13 +89,16 @@ class Workers(Staff):
         Raises:
             EngineError: if the name can be neither bound nor connected to.
         """
-        place = Address(self._key, str(slot))
+        # Where anybody may be the listener there is no warm worker to be trusted.
+        known = address.told_apart()
+        place = Address(self._key, str(slot)) if known else address.private(self._key)
         deadline = time.monotonic() + self._options.timeouts.start
         while time.monotonic() < deadline:
             if (sock := address.connect(place, _CONNECT)) is not None:
-                return self._connection(Connection(sock, slot, False, self._options.timeouts, None))
-            if (connection := self._start(place, slot, private=False)) is not None:
-                return connection
+                connection = Connection(sock, slot, False, self._options.timeouts, None)
+                return self._greeted(connection, proof.token(place.name))
+            if (started := self._start(place, slot, private=False)) is not None:
+                return started
             time.sleep(_AGAIN)
         raise EngineError(
             f"the worker name {place.name[1:]} is taken by something that does not answer",
@@ -114,19 +117,24 @@ class Workers(Staff):
         listener = address.listen(place)
         if listener is None:
             return None
-        sock = address.connect(place, _CONNECT)
+        sock = address.connect(place, _CONNECT, bound=True)
         if sock is None:
             listener.close()
             return None
+        # Before the token: it is made of what is kept.
+        shared = self.launcher.contained and proof.keep()
+        token = proof.token(place.name)
         launch = Launch(
             self.launcher,
-            self._order(slot, private=private),
+            self._order(slot, private=private, token=token, shared=shared),
             listener,
             prepare=lambda: eviction.make_room(place, self._options.max_cached, self.notify),
         )
-        return self._connection(Connection(sock, slot, private, self._options.timeouts, launch))
+        connection = Connection(sock, slot, private, self._options.timeouts, launch)
+        return self._greeted(connection, token)
 
-    def _connection(self, connection: Connection) -> Connection:
+    def _greeted(self, connection: Connection, token: str) -> Connection:
+        connection.token = token
         try:
             connection.greet(self._options)
         except ConnectionLostError:

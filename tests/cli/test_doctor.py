@@ -10,6 +10,7 @@ import pytest
 
 from wuwan_runner import checks
 from wuwan_runner.checks import Check, Outcome
+from wuwan_worker.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,11 +81,13 @@ def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     """The next candidate is used, with a warning; without one the check fails."""
     file = tmp_path / "file"
     file.touch()
-    closed = file / "wuwan"  # root can write to any directory
-    assert checks.directory("log", [tmp_path / "a" / "b"]).outcome is Outcome.OK
+    closed = PrivateDir(file, ("wuwan",))  # root can write to any directory
+    open_ = PrivateDir(tmp_path / "a", ("b",))
+    assert checks.directory("log", [open_]).outcome is Outcome.OK
     assert not (tmp_path / "a").exists()
-    assert checks.directory("log", [closed, tmp_path]).outcome is Outcome.WARN
+    assert checks.directory("log", [closed, open_]).outcome is Outcome.WARN
     assert checks.directory("log", [closed]).outcome is Outcome.FAIL
+    assert checks.directory("cache", [closed]).outcome is Outcome.WARN
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,29 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-from wuwan_worker import places
+from wuwan_worker import places, private_dir
+from wuwan_worker.private_dir import PrivateDir
 
 VARIABLE = "WUWAN_COMPILED"
 # For a network of hundreds of megabytes the copy on disk would cost more than it saves.
 MAX_BYTES = 64 * 2**20
 KEPT = 8  # files; older ones belong to bundles and versions that are gone
+_OURS = re.compile(r"[0-9a-f]{32}\.(blob|[0-9a-f]{8})")
 
 log = logging.getLogger(__name__)
 
 
-def directory() -> Path:
+def directory() -> PrivateDir:
     """Where the files are: as the environment says, or in the user's cache directory."""
     if named := os.environ.get(VARIABLE):
-        return Path(named)
+        return PrivateDir(Path(named))
     return places.cache() / "compiled"
 
 
@@ -46,7 +49,8 @@ def suits(files: Iterable[Path]) -> bool:
 def read(key: str) -> bytes | None:
     """What was written under `key`, if it is there and whole."""
     try:
-        content = _path(key).read_bytes()
+        with directory().opened() as descriptor:
+            content = private_dir.read(_name(key), descriptor)
     except OSError:
         return None
     digest, data = content[:32], content[32:]
@@ -57,26 +61,33 @@ def write(key: str, data: bytes) -> None:
     """Keep `data` under `key`. Where that is not possible the next start compiles again."""
     if len(data) > MAX_BYTES:
         return
-    temporary = None
     try:
-        path = _path(key)
-        places.make(path.parent)
-        temporary = path.with_suffix(f".{os.urandom(4).hex()}")
-        temporary.write_bytes(hashlib.sha256(data).digest() + data)
-        temporary.replace(path)
-        _prune(path.parent)
+        with directory().opened(make=True) as descriptor:
+            _write(_name(key), hashlib.sha256(data).digest() + data, descriptor)
+            _prune(descriptor)
     except OSError as error:
         log.info("the compiled network is not kept: %s", error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
-def _path(key: str) -> Path:
-    return directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.blob"
+def _name(key: str) -> str:
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.blob"
 
 
-def _prune(root: Path) -> None:
-    files = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[KEPT:]:
-        path.unlink(missing_ok=True)
+def _write(name: str, content: bytes, directory: int) -> None:
+    temporary = f"{name.removesuffix('.blob')}.{os.urandom(4).hex()}"
+    try:
+        private_dir.write(temporary, directory, content)
+        os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+
+
+def _prune(directory: int) -> None:
+    with os.scandir(directory) as entries:
+        ours = [entry for entry in entries if _OURS.fullmatch(entry.name)]
+    ours.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime, reverse=True)
+    for entry in ours[KEPT:]:
+        with contextlib.suppress(FileNotFoundError):  # another worker does the same
+            os.unlink(entry.name, dir_fd=directory)

@@ -59,6 +59,10 @@ class Order:
     """One worker that is to be started."""
 
     spec: WorkerSpec
+    token: str = ""
+    """What clients will show, where the worker cannot tell users apart."""
+    shared: bool = True
+    """Whether later runs will know it."""
     slot: int = 0
     """Which of several workers of that spec it is."""
     ttl: float
@@ -75,6 +79,8 @@ class Launcher(Protocol):
 
     name: str
     """As in `--runner`."""
+    contained: bool
+    """Whether its workers may be in a user namespace of their own."""
 
     def key(self, spec: WorkerSpec) -> str:
         """Names the workers that serve `spec`. Fast: no Docker call, no heavy import."""

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import os
 import select
-import shutil
 import socket
 import tempfile
 import threading
@@ -73,6 +72,7 @@ class DockerLauncher:
     """Starts a container from the `wuwan` image."""
 
     name = "docker"
+    contained = True
 
     def key(self, spec: WorkerSpec) -> str:
         """See `Launcher.key`."""
@@ -107,6 +107,7 @@ class DockerLauncher:
                 _hand_over(
                     boot,
                     listener,
+                    Adopt(token=order.token, shared=order.shared),
                     log,
                     order.timeouts.start,
                     order.cancelled,
@@ -289,12 +290,13 @@ def _boot_socket() -> Iterator[tuple[socket.socket, Path]]:
             boot.listen(1)
             yield boot, path
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        leftovers.remove_boot_directory(directory)
 
 
 def _hand_over(
     boot: socket.socket,
     listener: socket.socket,
+    adopt: Adopt,
     log: LogTail,
     timeout: float,
     cancelled: threading.Event,
@@ -324,7 +326,7 @@ def _hand_over(
     worker, _ = boot.accept()
     with worker:
         worker.settimeout(timeout)
-        protocol.send_frame(worker, Adopt(), [listener.fileno()])
+        protocol.send_frame(worker, adopt, [listener.fileno()])
 
 
 def half_start(ending: Ending) -> EngineError:

@@ -14,7 +14,7 @@ from wuwan_runner import address, gpus, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.gpus import Offer, Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
-from wuwan_worker import bundle
+from wuwan_worker import bundle, peers
 
 if TYPE_CHECKING:
     import socket
@@ -103,6 +103,7 @@ class LocalLauncher:
     """Starts `python -m wuwan_worker` with the listening socket inherited."""
 
     name = "local"
+    contained = False
 
     def key(self, spec: WorkerSpec) -> str:
         """See `Launcher.key`."""
@@ -165,7 +166,10 @@ class LocalLauncher:
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
-                env=nvidia.environment(os.environ, device),
+                env={
+                    **nvidia.environment(os.environ, device),
+                    peers.TOKEN_VARIABLE: order.token,
+                },
                 start_new_session=True,
                 cwd="/",
             )
