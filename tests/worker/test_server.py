@@ -633,7 +633,7 @@ def test_what_a_client_calls_itself_is_cut(
     """A client's name cannot fill the log or forge its lines."""
     caplog.set_level("INFO")
     client = connect(serve().name)
-    client.hello(client="line\nline" + "x" * 1_000_000)
+    client.hello(client="line\nline" + "x" * 60_000)
     assert all(len(line) < 300 and "\n" not in line for line in caplog.messages)
 
 
