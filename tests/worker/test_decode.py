@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from wuwan_worker import bundle, decode
 from wuwan_worker.decode import Decoded, ItemError
-from wuwan_worker.decoding import memory, prepare
+from wuwan_worker.decoding import prepare
 from wuwan_worker.protocol import ErrorCode
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ zeroed looks like a whole one. simplejpeg gives the same pixels, and the warning
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import simplejpeg
@@ -28,7 +28,7 @@ _SCALES = (8, 4, 2, 1)  # libjpeg skips most of the inverse DCT at these
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers (ITU T.81, table B.1)
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
-_SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
+_SOS, _EOI, _APP0, _APP1, _ADOBE, _APP15 = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xEF
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _END = b"\xff\xd9"
 # libjpeg's warnings that are about metadata, not about pixels (jerror.h of libjpeg-turbo).
@@ -122,8 +122,9 @@ def _decoded(data: bytes, head: Header, scale: int) -> tuple[NDArray[np.uint8], 
         return _pixels(data, head, scale, strict=True), None
     except ValueError as error:
         complaint = str(error)
-    if any(text in complaint for text in HARMLESS):
-        return _pixels(data, head, scale, strict=False), None
+    if any(text in complaint for text in HARMLESS) and (bare := _bare(data, head)) != data:
+        # libjpeg says what is wrong with the pixels only when that is said no more.
+        return _decoded(bare, replace(head, scan=head.scan + len(bare) - len(data)), scale)
     if (hole := data.find(_HOLE, head.scan)) >= 0:
         data = data[:hole] + _END
     try:
@@ -137,6 +138,26 @@ def _decoded(data: bytes, head: Header, scale: int) -> tuple[NDArray[np.uint8], 
     ended = "Premature end" in complaint and "segment" not in complaint
     code = WarningCode.TRUNCATED if ended or hole >= 0 else WarningCode.DAMAGED
     return pixels, judged(there, code, complaint)
+
+
+def _bare(data: bytes, head: Header) -> bytes:
+    """The file without the metadata before its scan. Of Adobe's segment, which says how colours
+    are meant, one that makes sense is kept, and one that does not says what libjpeg assumes."""
+    parts, place = [data[:2]], 2
+    while place < head.scan:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place] != 0xFF or marker in (0x00, 0xFF) or marker in _STANDALONE:
+            place += 1
+            continue
+        segment = data[place : place + 2 + length]
+        if marker == _ADOBE and segment[4:9] == b"Adobe" and len(segment) >= 16:
+            if segment[15] > 2:
+                segment = segment[:15] + bytes((1 if head.components == 3 else 2,)) + segment[16:]
+            parts.append(segment)
+        elif not _APP0 <= marker <= _APP15:
+            parts.append(segment)
+        place += 2 + max(2, length)
+    return b"".join([*parts, data[head.scan :]])
 
 
 def _pixels(data: bytes, head: Header, scale: int, *, strict: bool) -> NDArray[np.uint8]:
