@@ -35,9 +35,8 @@ def levels(values: NDArray[np.generic]) -> tuple[float, float]:
         return float(low), float(max(high, low + 1e-9))
     ceilings = list(_CEILINGS)
     if values.dtype.kind in "iu":
-        ceilings = [ceilings[1], float(np.iinfo(str(values.dtype)).max)]
-        if values.dtype.itemsize > 2:
-            ceilings.insert(1, _CEILINGS[2])
+        largest = float(np.iinfo(str(values.dtype)).max)
+        ceilings = [*(ceiling for ceiling in _CEILINGS[1:] if ceiling < largest), largest]
     white = next((ceiling for ceiling in ceilings if high <= ceiling * 1.001), float(high))
     return 0.0, white
 
@@ -59,5 +58,11 @@ def eight_bits(values: NDArray[np.generic], black: float, white: float) -> NDArr
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """A picture of 16 bits, as PNG has them, in 8."""
-    return Image.fromarray(eight_bits(np.asarray(image), 0.0, 65535.0))
+    """A picture of 16 bits, as PNG and HEIC have them, in 8; with its transparent value, if it has
+    one, as alpha."""
+    values = np.asarray(image)
+    found = Image.fromarray(eight_bits(values, 0.0, 65535.0))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        found.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
-from wuwan_worker.decoding import boxes
+from wuwan_worker.decoding import boxes, deep
 from wuwan_worker.decoding.base import (
     DAMAGE,
     ItemError,
@@ -153,8 +153,10 @@ def _heic(data: bytes, meta: Meta | None, request: Request) -> Picture:
     del meta
     if data[8:12] in _AVIF_BRANDS:
         data = data[:8] + b"heic" + data[12:]
-    image = Image.open(io.BytesIO(data), formats=("HEIF",))
+    image: Image.Image = Image.open(io.BytesIO(data), formats=("HEIF",))
     request.claim.need(image.size, _PER_PIXEL, len(data))
     image.load()
+    if image.mode.startswith("I"):
+        image = deep.grey(image)
     # libheif has turned and cropped it, and the size is known only now.
     return Picture(image, image.size)

@@ -79,7 +79,9 @@ def header(data: bytes) -> Header:
         content = data[place + 4 : place + 2 + length]
         if marker in _SOF and frame is None and len(content) >= 6:
             frame = (marker, *struct.unpack_from("!BHHB", content))
-        if marker in _TABLES or (marker == _APP14 and content.startswith(b"Adobe")):
+        # An Adobe segment says how colours are coded, in the three ways that there are.
+        adobe = marker == _APP14 and content.startswith(b"Adobe") and content[11:12] <= b"\x02"
+        if marker in _TABLES or adobe:
             tables.append(data[place : place + 2 + length])
         elif marker == _APP0 and content.startswith(b"JFIF\x00"):
             tables.append(_JFIF)

@@ -142,7 +142,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not _keyed(image):
         return image
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or _keyed(image):
-        layer = image.convert("RGBA")
+        # Pillow converts premultiplied grey to nothing but grey with alpha.
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
     return image.convert("RGB")

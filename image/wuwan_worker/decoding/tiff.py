@@ -4,7 +4,7 @@ TIFF is a box of building blocks, and Pillow misreads some of what is built of t
 planes, white that is zero, floats of the other byte order, colour maps of 8 bits, BigTIFF of the
 other byte order, a first page that is a thumbnail. So the directory of the main page is read here,
 and a plain one of what matters is written behind the file's data: Pillow and libtiff see that one.
-`tests/worker/test_tiff_kinds.py` compares every kind with other readers.
+`tests/worker/test_kinds.py` compares every kind with other readers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import functools
 import io
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,13 +35,6 @@ if TYPE_CHECKING:
 
 # libtiff for all: Pillow's own reader of uncompressed data misreads planes of 16 bits.
 TiffImagePlugin.READ_LIBTIFF = True
-for _order in (b"II", b"MM"):
-    # libtiff gives values in the machine's byte order, which Pillow knows for 16 bits only.
-    TiffImagePlugin.OPEN_INFO |= {
-        (_order, 1, (1,), 1, (32,), ()): ("I", "I;32N"),
-        (_order, 1, (3,), 1, (32,), ()): ("F", "F;32NF"),
-        (_order, 1, (3,), 1, (64,), ()): ("F", "F;64NF"),
-    }
 
 _MOST_PAGES = 32  # directories that are looked at for the main one
 _MOST_ENTRIES = 4096
@@ -79,9 +72,11 @@ _OTHER_COMPRESSIONS = {
     65000: "Kodak RAW", 34892: "lossy JPEG of DNG", 32809: "ThunderScan",
 }  # fmt: skip
 _RAW_PHOTOMETRIC = (32803, 34892)  # colour filter array, linear RAW
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_CHUNKY = 1
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _CIE_LAB, _ICC_LAB = 0, 1, 2, 8, 9
+_COLOUR_SAMPLES = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _CIE_LAB: 3, _ICC_LAB: 3}
+_UNSIGNED, _SIGNED, _FLOAT, _VOID, _COMPLEX = 1, 2, 3, 4, (5, 6)
+_CHUNKY, _DIFFERENCES, _FLOAT_DIFFERENCES = 1, 2, 3
+_PREMULTIPLIED, _ALPHA = 1, 2  # kinds of extra samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +130,8 @@ def read(data: bytes, request: Request) -> Picture:
     if kind.deep:
         image, there, complaint = _deep(data, page, kind)
     else:
-        image, there, complaint = loaded(lambda: _opened(data, page, {}))
+        changes = kind.changes(page)
+        image, there, complaint = loaded(lambda: _opened(data, page, changes))
     within = _within(data, page, kind)
     if within < 1:
         there, complaint = min(there, within), complaint or "the file ends early"
@@ -281,7 +277,8 @@ class _Kind:
     compression: int
     chunky: bool
     predictor: int
-    deep: bool  # more than Pillow's modes hold: read as greyscale, and put together here
+    extra: tuple[int, ...]
+    deep: bool  # nothing that Pillow has a mode for: read as bytes, and put together here
 
     @classmethod
     def of(cls, page: _Page) -> _Kind:
@@ -296,57 +293,89 @@ class _Kind:
             raise ItemError(ErrorCode.UNSUPPORTED, f"TIFF with {name} is not supported")
         bits = page.values(_BITS) or (1,)
         formats = page.values(_FORMAT) or (_UNSIGNED,)
-        photometric = page.value(_PHOTOMETRIC, _MIN_IS_WHITE)
         samples = page.value(_SAMPLES, max(1, len(bits)))
-        format_ = int(formats[0]) if formats[0] in (_UNSIGNED, _SIGNED, _FLOAT) else _UNSIGNED
-        colours = {_RGB: 3, _MIN_IS_BLACK: 1, _MIN_IS_WHITE: 1}.get(photometric, 0)
-        wide = bits[0] > 16 or (bits[0] == 16 and (format_ != _UNSIGNED or colours == 1))
         kind = cls(
             size=(page.value(_WIDTH), page.value(_HEIGHT)),
             bits=int(bits[0]),
             samples=samples,
-            format=format_,
-            photometric=photometric,
+            format=_UNSIGNED if formats[0] in (_VOID, 0) else int(formats[0]),
+            # Required, and missing now and then: what libtiff, and so most viewers, take it for.
+            photometric=page.value(_PHOTOMETRIC, _RGB if samples > 2 else _MIN_IS_BLACK),
             compression=compression,
             chunky=page.value(_PLANES, _CHUNKY) == _CHUNKY or samples == 1,
             predictor=page.value(_PREDICTOR, 1),
-            deep=bool(wide and colours and samples >= colours),
+            extra=tuple(int(number) for number in page.values(_EXTRA)),
+            deep=False,
         )
         if not min(kind.size) or not 0 < samples <= 64:
             raise ValueError("no pixels")
-        odd = (
-            len(set(bits)) > 1
-            or len(set(formats)) > 1
-            or (wide and not kind.deep)
-            or (kind.deep and not kind.readable)
-        )
+        deep = not kind.known
+        odd = len(set(bits)) > 1 or len(set(formats)) > 1 or (deep and not kind.readable)
         if odd:
             raise kind.unsupported()
-        return kind
+        return replace(kind, deep=deep)
+
+    @property
+    def known(self) -> bool:
+        """Whether Pillow has a mode for it, and reads it right."""
+        if self.format != _UNSIGNED or self.bits > 16 or self.photometric == _ICC_LAB:
+            return False
+        colours = _COLOUR_SAMPLES.get(self.photometric, 0)
+        if colours == 1:
+            return (self.samples == 1 and self.bits <= 8) or (self.samples == 2 and self.pairs)
+        if self.photometric == _CIE_LAB:
+            return self.bits == 8 and self.samples == 3
+        # The third colour of three, or the alpha behind them. More is nobody's mode.
+        return not colours or (self.bits in (8, 16) and self.samples <= colours + 1)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether this is grey with its alpha as Pillow has it."""
+        return self.bits == 8 and self.chunky and self.extra == (_ALPHA,)
 
     @property
     def readable(self) -> bool:
-        """Whether values of this kind can be read as greyscale."""
-        if self.compression in (2, 3, 4, 6, _JPEG):
+        """Whether the bytes can be had and put together here."""
+        colours = _COLOUR_SAMPLES.get(self.photometric, 0)
+        if self.compression in (2, 3, 4, 6, _JPEG) or not colours or self.samples < colours:
             return False
-        if self.bits not in ((16, 32, 64) if self.format == _FLOAT else (16, 32)):
+        if self.predictor == _FLOAT_DIFFERENCES and self.format != _FLOAT:
             return False
-        # Predictors count in samples, and those of floats in bytes.
-        whole = self.predictor == 1 or not self.chunky or self.samples == 1
-        return whole and not (self.predictor == 3 and self.bits == 16)
+        if self.photometric in (_CIE_LAB, _ICC_LAB):
+            return self.bits in (8, 16)
+        if self.bits == 12:
+            return self.format == _UNSIGNED and self.predictor == 1
+        widths = {_FLOAT: (16, 32, 64), _SIGNED: (8, 16, 32), _UNSIGNED: (8, 16, 32)}
+        return self.bits in widths.get(self.format, ())
 
     @property
     def per_pixel(self) -> float:
         """Bytes that decoding takes for each pixel, at the most."""
         value = self.samples * self.bits / 8
-        return 4 * value + self.samples if self.deep else 9 + value
+        return 5 * value + self.samples if self.deep else 9 + value
+
+    def changes(self, page: _Page) -> dict[int, tuple[int, ...] | None]:
+        """What is to be written into the page so that Pillow sees it as it is."""
+        found: dict[int, tuple[int, ...] | None] = {
+            _SAMPLES: (self.samples,),
+            _BITS: (self.bits,) * self.samples,
+            _FORMAT: None,
+            _PHOTOMETRIC: (self.photometric,),
+        }
+        colours = page.values(_COLOURS)
+        if colours and max(colours) < 256:  # written as 8 bits: in 16 they are all black
+            found[_COLOURS] = tuple(int(value) * 257 for value in colours)
+        return found
 
     def unsupported(self) -> ItemError:
         """The error that names this kind."""
         name = {_SIGNED: "signed ", _FLOAT: "floating-point "}.get(self.format, "")
+        if self.format in _COMPLEX:
+            name = "complex "
+        noun = "sample" if self.samples == 1 else "samples"
         return ItemError(
             ErrorCode.UNSUPPORTED,
-            f"TIFF with {self.samples} {name}samples of {self.bits} bits "
+            f"TIFF with {self.samples} {name}{noun} of {self.bits} bits "
             f"(photometric {self.photometric}) is not supported",
         )
 
@@ -357,9 +386,6 @@ def _opened(data: bytes, page: _Page, changes: Mapping[int, tuple[int, ...] | No
     Raises:
         ItemError: `unsupported`, if Pillow knows nothing that is built so.
     """
-    colours = page.values(_COLOURS)
-    if colours and max(colours) < 256:  # written as 8 bits: in 16 they are all black
-        changes = {_COLOURS: tuple(int(value) * 257 for value in colours)} | dict(changes)
     content = _plain(data, page, changes)
     try:
         return Image.open(io.BytesIO(content), formats=("TIFF",))
@@ -367,56 +393,86 @@ def _opened(data: bytes, page: _Page, changes: Mapping[int, tuple[int, ...] | No
         raise _Kind.of(page).unsupported() from None
 
 
+# ---------------------------------------------------------------- deep values
+
+
 def _deep(data: bytes, page: _Page, kind: _Kind) -> tuple[Image.Image, float, str]:
     """A picture of deep values in 8 bits; the part that is there; the decoder's complaint."""
-    width, height = kind.size
-    colours = 3 if kind.photometric == _RGB else 1
+    colours = _COLOUR_SAMPLES[kind.photometric]
     there, complaints = 1.0, []
     planes = []
     for changes in _planes(page, kind):
         image, part, complaint = loaded(functools.partial(_opened, data, page, changes))
         there = min(there, part)
         complaints.append(complaint)
-        planes.append(_values(np.asarray(image), kind))
-    if kind.chunky:
-        values = planes[0].reshape(height, width, kind.samples)
-    else:
-        values = np.stack(planes, axis=2)
+        stored = np.array(image)
+        del image
+        planes.append(_values(stored, page, kind))
+    values = planes[0] if kind.chunky else np.concatenate(planes, axis=2)
+    del planes
+    complaint = next(filter(None, complaints), "")
+    if colours == 3 and kind.photometric != _RGB:
+        return _lab(values, kind), there, complaint
     picture = values[..., :colours]
-    least, largest = page.values(_LEAST), page.values(_LARGEST)
-    if least and largest and min(largest) > max(least):
-        black, white = float(max(least)), float(min(largest))
-    else:
-        black, white = deep.levels(picture)
+    black, white = _range(page, kind, picture)
     if kind.photometric == _MIN_IS_WHITE:
         black, white = white, black
     shown = deep.eight_bits(picture, black, white)
-    if kind.samples > colours and page.value(_EXTRA) in (1, 2):
-        top = float(np.iinfo(str(values.dtype)).max) if values.dtype.kind in "iu" else 1.0
-        alpha = deep.eight_bits(values[..., colours : colours + 1], 0.0, top)
+    alphas = [n for n, what in enumerate(kind.extra) if what in (_PREMULTIPLIED, _ALPHA)]
+    if alphas and kind.samples > colours + alphas[0]:
+        at = colours + alphas[0]
+        top = (
+            1.0 if kind.format == _FLOAT else float(2 ** (kind.bits - (kind.format == _SIGNED)) - 1)
+        )
+        alpha = deep.eight_bits(values[..., at : at + 1], 0.0, top)
         shown = np.concatenate([shown, alpha], axis=2)
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[shown.shape[2]]
-    found = Image.fromarray(np.ascontiguousarray(shown[..., 0] if mode == "L" else shown))
-    return found, there, next(filter(None, complaints), "")
+    if mode in ("LA", "RGBA") and kind.extra[alphas[0]] == _PREMULTIPLIED:
+        mode = {"LA": "La", "RGBA": "RGBa"}[mode]
+    size = kind.size
+    return Image.frombytes(mode, size, np.ascontiguousarray(shown).tobytes()), there, complaint
+
+
+def _range(page: _Page, kind: _Kind, picture: NDArray[np.generic]) -> tuple[float, float]:
+    """The values that stand for black and white."""
+    if kind.format == _UNSIGNED and kind.bits <= 16:
+        return 0.0, float(2**kind.bits - 1)
+    least, largest = page.values(_LEAST), page.values(_LARGEST)
+    if least and largest and min(largest) > max(least):
+        black, white = float(max(least)), float(min(largest))
+        if math.isfinite(black) and math.isfinite(white):
+            return black, white
+    return deep.levels(picture)
+
+
+def _lab(values: NDArray[np.generic], kind: _Kind) -> Image.Image:
+    """CIE L*a*b*, whose a and b have a sign, or 128 as their zero in the ICC's way."""
+    if kind.bits == 16:
+        values = values.view(np.uint16) >> 8
+    stored = values[..., :3].astype(np.uint8)
+    if kind.photometric == _ICC_LAB:
+        stored[..., 1:] ^= 0x80
+    return Image.frombytes("LAB", kind.size, stored.tobytes(), "raw", "LAB")
 
 
 def _planes(page: _Page, kind: _Kind) -> Iterator[dict[int, tuple[int, ...] | None]]:
-    """What is to be changed so that the page is a greyscale picture; once for each plane."""
-    # Half floats are read as integers of the same bits.
-    format_ = _FLOAT if kind.format == _FLOAT and kind.bits > 16 else _UNSIGNED
+    """What is to be changed so that the page is a greyscale picture of its bytes; once for each
+    plane. Tiles are whole in it, and differences are left as they are."""
+    in_row, columns = _row(page, kind)
     changes: dict[int, tuple[int, ...] | None] = {
+        _WIDTH: (in_row * columns,),
         _PHOTOMETRIC: (_MIN_IS_BLACK,),
         _SAMPLES: (1,),
-        _BITS: (kind.bits,),
-        _FORMAT: (format_,),
+        _BITS: (8,),
+        _FORMAT: None,
         _PLANES: (_CHUNKY,),
         _EXTRA: None,
+        _PREDICTOR: None,
+        _COLOURS: None,
     }
+    if _TILES in page.tags:
+        changes[_TILE_WIDTH] = (in_row,)
     if kind.chunky:
-        # Samples beside each other are pixels beside each other.
-        changes[_WIDTH] = (kind.size[0] * kind.samples,)
-        if _TILE_WIDTH in page.tags:
-            changes[_TILE_WIDTH] = (page.value(_TILE_WIDTH) * kind.samples,)
         yield changes
         return
     for plane in range(kind.samples):
@@ -428,14 +484,53 @@ def _planes(page: _Page, kind: _Kind) -> Iterator[dict[int, tuple[int, ...] | No
         yield dict(changes)
 
 
-def _values(pixels: NDArray[np.generic], kind: _Kind) -> NDArray[np.generic]:
-    """What Pillow's integers stand for."""
-    if pixels.dtype.byteorder == ">":
-        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-    if kind.format == _FLOAT:
-        return pixels.view(np.float16) if kind.bits == 16 else pixels
-    letter = "i" if kind.format == _SIGNED else "u"
-    return pixels.view(np.dtype(f"{letter}{kind.bits // 8}"))
+def _row(page: _Page, kind: _Kind) -> tuple[int, int]:
+    """The bytes in a row of a strip or tile, and how many are beside each other."""
+    width = kind.size[0]
+    tile = page.value(_TILE_WIDTH) if _TILES in page.tags else width
+    if not 0 < tile < 2**20:
+        raise ItemError(ErrorCode.TRUNCATED, "the image's header is damaged")
+    samples = kind.samples if kind.chunky else 1
+    return -(-tile * samples * kind.bits // 8), -(-width // tile)
+
+
+def _values(stored: NDArray[np.uint8], page: _Page, kind: _Kind) -> NDArray[np.generic]:
+    """What bytes stand for: (height, width, samples)."""
+    in_row, columns = _row(page, kind)
+    height = len(stored)
+    width, samples = kind.size[0], kind.samples if kind.chunky else 1
+    rows = stored.reshape(height, columns, in_row)
+    if kind.bits == 12:
+        return _twelve(rows, samples, width)
+    size = kind.bits // 8
+    letter = {_FLOAT: "f", _SIGNED: "i"}.get(kind.format, "u")
+    if kind.predictor == _FLOAT_DIFFERENCES:
+        # Differences of bytes, all first bytes of a row before all second ones (Adobe's TIFF
+        # Technical Note 3).
+        pairs = rows.reshape(height, columns, -1, samples)
+        np.add.accumulate(pairs, axis=2, out=pairs)
+        apart = rows.reshape(height, columns, size, -1).swapaxes(2, 3)
+        found = np.ascontiguousarray(apart).view(f">{letter}{size}")
+    else:
+        found = rows.view(f"{page.order}u{size}")
+        if kind.predictor == _DIFFERENCES:
+            found = found.astype(f"u{size}").reshape(height, columns, -1, samples)
+            np.add.accumulate(found, axis=2, out=found)
+        found = found.view(found.dtype.str.replace("u", letter))
+    if not found.dtype.isnative:
+        found = found.astype(found.dtype.newbyteorder("="))
+    return found.reshape(height, -1, samples)[:, :width]
+
+
+def _twelve(rows: NDArray[np.uint8], samples: int, width: int) -> NDArray[np.generic]:
+    """Two values in three bytes."""
+    height, columns, in_row = rows.shape
+    rows = np.pad(rows, ((0, 0), (0, 0), (0, -in_row % 3))).astype(np.uint16)
+    first, middle, last = rows[..., 0::3], rows[..., 1::3], rows[..., 2::3]
+    found = np.stack([first << 4 | middle >> 4, (middle & 15) << 8 | last], axis=-1)
+    each = in_row * 8 // (12 * samples) * samples
+    found = found.reshape(height, columns, -1)[..., :each]
+    return found.reshape(height, -1, samples)[:, :width]
 
 
 # ---------------------------------------------------------------- damage
