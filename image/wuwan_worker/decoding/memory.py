@@ -141,8 +141,8 @@ def _limits(root: Path, proc: Path) -> Iterator[int]:
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers == "" and path:
             base, name = root, "memory.max"
         elif "memory" in controllers.split(","):
             base, name = root / "memory", "memory.limit_in_bytes"
