@@ -7,6 +7,7 @@ import io
 import os
 import random
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -414,3 +415,30 @@ def test_the_same_pixels_cost_what_their_format_takes() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (7000, 7000)).save(buffer, "WEBP", lossless=True, quality=0, method=0)
     assert _refused(buffer.getvalue()).code == ErrorCode.TOO_LARGE
+
+
+# ---------------------------------------------------------------- long headers
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xd8" + b"\xff" * 30_000_000,
+        b"\xff\xd8" + b"\xff\x00" * 15_000_000,
+        b"\xff\xd8" + b"\xff\xfe\x00\x02" * 8_000_000,
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", bytes(13)) + _chunk(b"tEXt", b"") * 2_500_000,
+    ],
+    ids=["fill", "garbage", "comments", "chunks"],
+)
+def test_headers_without_end_are_left_soon(content: bytes) -> None:
+    """30 MB of what says nothing are refused in about a second."""
+    started = time.process_time()
+    assert _refused(content).code == ErrorCode.TRUNCATED
+    assert time.process_time() - started < 5
+
+
+def test_a_photo_behind_much_filling() -> None:
+    """Any number of fill bytes may come before a segment."""
+    content = _photo("jpeg")
+    found = _labelled(content[:2] + b"\xff" * 200_000 + content[2:])
+    assert np.array_equal(found.pixels, _labelled(content).pixels)

@@ -92,7 +92,7 @@ def _meta(data: bytes, start: int, end: int) -> Meta:
                     at += width + 2
                     found.made_of[number] = tuple(
                         int.from_bytes(data[at + width * i : at + width * (i + 1)], "big")
-                        for i in range(count)
+                        for i in range(min(count, _MOST))
                     )
     for number, (kind, _) in found.kinds.items():
         found.items[number] = Item(kind, extents.get(number, ()), properties.get(number, ()))
@@ -112,6 +112,7 @@ def _extents(data: bytes, at: int) -> dict[int, tuple[tuple[int, int], ...]]:
         return value
 
     found = {}
+    left = _MOST  # extents of all items together: they may take no bytes to write
     wide = 4 if version == 2 else 2
     for _ in range(min(number(wide), _MOST)):
         item = number(wide)
@@ -119,7 +120,9 @@ def _extents(data: bytes, at: int) -> dict[int, tuple[tuple[int, int], ...]]:
         number(2)  # the file it is in: this one
         base = number(base_size)
         places = []
-        for _ in range(min(number(2), _MOST)):
+        count = min(number(2), left)
+        left -= count
+        for _ in range(count):
             number(index_size)
             offset = number(offset_size)
             places.append((base + offset, number(length_size)))

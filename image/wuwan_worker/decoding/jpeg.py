@@ -32,6 +32,8 @@ _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _SOS, _EOI, _APP0, _APP1, _APP14 = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE
 _TABLES = _SOF | {0xC4, 0xCC, 0xDB, 0xDD}  # frames, and tables for coding, quantising, restarts
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01" + bytes(7)  # says that colours are YCbCr
+_MOST_SEGMENTS = 100_000  # a header of more is no photo's
+_CHUNK = 65536
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _END = b"\xff\xd9"
 # libjpeg's warnings that are about metadata, not about pixels (jerror.h of libjpeg-turbo).
@@ -65,12 +67,13 @@ def header(data: bytes) -> Header:
     frame, exif, marker = None, None, 0
     tables: list[bytes] = []
     place = 2
-    while True:
+    for _ in range(_MOST_SEGMENTS):
         place = data.find(b"\xff", place)
-        if place < 0 or place + 4 > len(data):
+        place = _behind(data, place) - 1 if place >= 0 else len(data)
+        if place + 4 > len(data):
             raise ItemError(ErrorCode.TRUNCATED, "the image's header is cut short or damaged")
         marker = data[place + 1]
-        if marker in (0x00, 0xFF) or marker in _STANDALONE:  # filling, or garbage between segments
+        if marker == 0 or marker in _STANDALONE:  # garbage between segments
             place += 1
             continue
         if marker in (_SOS, _EOI):
@@ -88,7 +91,7 @@ def header(data: bytes) -> Header:
         elif marker == _APP1 and exif is None and content.startswith(b"Exif\x00"):
             exif = content
         place += 2 + max(2, length)
-    if frame is None or marker == _EOI:
+    if frame is None or marker != _SOS:
         raise ItemError(ErrorCode.TRUNCATED, "the image has no frame or no scan")
     kind, precision, height, width, components = frame
     return Header(
@@ -101,6 +104,16 @@ def header(data: bytes) -> Header:
         place,
         b"".join(tables),
     )
+
+
+def _behind(data: bytes, place: int) -> int:
+    """Where a run of 0xFF ends: segments may be filled up with any number of them."""
+    while chunk := data[place : place + _CHUNK]:
+        rest = chunk.lstrip(b"\xff")
+        place += len(chunk) - len(rest)
+        if rest:
+            break
+    return place
 
 
 def read(data: bytes, request: Request) -> Picture:

@@ -37,6 +37,7 @@ _ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
 _KEPT = {b"PLTE", b"tRNS", b"IDAT"}
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # for each colour type
 _PALETTE = 3
+_MOST_CHUNKS = 2**19  # 512 MiB in pieces of a kilobyte; the rest of a longer file is left out
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class _Chunks:
     """A PNG taken apart."""
 
     header: bytes = b""
-    kept: list[tuple[bytes, bytes]] = field(default_factory=list)
+    kept: list[tuple[bytes, bytes | memoryview]] = field(default_factory=list)
     animated: bool = False
     exif: bytes | None = None
     ended: bool = False
@@ -103,13 +104,16 @@ def _chunks(data: bytes) -> _Chunks:
         ItemError: `unsupported`, if it needs a chunk that is unknown.
     """
     found = _Chunks()
+    view = memoryview(data)  # of half a gigabyte no copies
     place = len(_SIGNATURE)
-    while place + 8 <= len(data):
+    for _ in range(_MOST_CHUNKS):
+        if place + 8 > len(data):
+            break
         length, kind = struct.unpack_from("!I4s", data, place)
-        content = data[place + 8 : place + 8 + length]
+        content = view[place + 8 : place + 8 + length]
         whole = place + 12 + length <= len(data)
         if kind == b"IHDR" and not found.header:
-            found.header = content
+            found.header = bytes(content)
         elif kind == b"IEND":
             found.ended = True
             break
@@ -122,7 +126,7 @@ def _chunks(data: bytes) -> _Chunks:
         elif kind in _ANIMATION:
             found.animated = True
         elif kind == b"eXIf":
-            found.exif = b"Exif\x00\x00" + content
+            found.exif = b"Exif\x00\x00" + bytes(content)
         elif kind[:1].isupper() and kind.isalpha() and kind not in _CRITICAL:
             name = kind.decode("ascii", "replace")
             raise ItemError(ErrorCode.UNSUPPORTED, f"PNG with a chunk {name} is not supported")
@@ -132,7 +136,7 @@ def _chunks(data: bytes) -> _Chunks:
 
 def _clean(chunks: _Chunks) -> bytes:
     """A PNG of what matters."""
-    parts = [_SIGNATURE]
+    parts: list[bytes | memoryview] = [_SIGNATURE]
     # The end is left out where it was: then a decoder does not wait for more in vain.
     end = [(b"IEND", b"")] if chunks.ended else []
     for kind, content in [(b"IHDR", chunks.header), *chunks.kept, *end]:
