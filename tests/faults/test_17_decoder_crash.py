@@ -56,6 +56,34 @@ def test_several_culprits(tools: Any, wuwan: Any, faulty_local: Any) -> None:
     assert wuwan("stop", "--all").returncode == 0
 
 
+@pytest.mark.timeout(240)  # 50 workers, one after the other
+@pytest.mark.parametrize(
+    ("count", "culprits", "workers"),
+    [
+        pytest.param(231, range(30), 1, id="first"),
+        pytest.param(44, range(0, 44, 2), 2, id="every-other"),
+        pytest.param(22, range(22), 1, id="all"),
+        pytest.param(1, range(1), 1, id="alone"),
+    ],
+)
+def test_more_culprits_than_restarts(
+    tools: Any, wuwan: Any, faulty_local: Any, count: int, culprits: range, workers: int
+) -> None:
+    """Each of them is found, and all others get their labels, however many there are."""
+    faulty_local()
+    album = tools.album(count, dict.fromkeys(culprits, "segfault"))
+    arguments = ("--runner", "local", "--ttl", 2, "--workers", workers)
+    done = wuwan("tag", album.root, *arguments, timeout=200)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    assert [number for number, record in enumerate(records) if "error" in record] == [*culprits]
+    assert {records[number]["error"]["code"] for number in culprits} == {"worker_crashed"}
+    # Two with all of a batch, and for each culprit one, or two if it was not the first; and some
+    # that had to label the proof before.
+    assert done.stderr.count(b" was lost ") <= 2 * len(culprits) + 2 * workers + 4
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_endless_decode(tools: Any, wuwan: Any, faulty: tuple[Any, ...]) -> None:
     album = tools.album(12, {3: "sleep:600"})
