@@ -216,7 +216,8 @@ def test_a_worker_that_drains_with_the_proof(files: dict[str, str]) -> None:
 def test_an_image_that_hangs_is_told_from_its_neighbours(files: dict[str, str]) -> None:
     """It gets `timeout`, they get their labels."""
     kinds = ["label", "hang", "label", "hang", "die", "label"]
-    records = run(World(ordered), TagOptions(timeouts=QUICK), [files[kind] for kind in kinds])
+    options = TagOptions(timeouts=Timeouts(batch=1.0, per_image=0.001))
+    records = run(World(ordered), options, [files[kind] for kind in kinds])
     expected = ["label", "timeout", "label", "timeout", "worker_crashed", "label"]
     assert codes(records) == expected
 
