@@ -74,6 +74,7 @@ _NOT_SHARED = (
     "that other runs know (`wuwan doctor`: state directory)"
 )
 _TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
+_MAX_WAIT = 3600.0  # seconds; deadlines may be anything, what epoll takes has a limit (2^31 ms)
 _PROOF = -1  # no input has this number
 
 
@@ -214,8 +215,7 @@ class Dispatch:
             for number in range(self._workers.count if busy else 1):
                 if number + self._slot_offset not in slots:
                     self._add(self._acquire(number + self._slot_offset))
-        # Two, so that the next one is up when the first one dies; they are never busy at once.
-        if len([c for c in self._connections if c.private]) < min(len(self._suspects), 2):
+        if self._suspects and not any(c.private for c in self._connections):
             self._add(self._workers.acquire_private())
 
     def _acquire(self, slot: int) -> Connection:
@@ -267,8 +267,7 @@ class Dispatch:
                 self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
 
     def _fill_private(self, connection: Connection) -> None:
-        busy = any(c.private and c.outstanding for c in self._connections)
-        while connection.room > 0 and self._suspects and not busy:
+        while connection.room > 0 and self._suspects:
             if not self._trust:
                 connection.send_images([(self._proof, known_picture.descriptor())])
                 return
@@ -290,7 +289,7 @@ class Dispatch:
         if self._starved:
             deadlines.append(time.monotonic() + _POLL)
         deadline = min(deadlines)
-        timeout = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        timeout = min(max(0.0, deadline - time.monotonic()), _MAX_WAIT)
         for key, _ in self._selector.select(timeout):
             self._read(key.data)
         now = time.monotonic()

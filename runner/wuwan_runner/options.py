@@ -82,7 +82,7 @@ class TagOptions:
     selection: Selection = field(default_factory=Selection)
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_cached: int = 3  # idle workers of all kinds that are kept when another one starts
-    max_restarts: int = 20  # workers lost in a row without one image labelled
+    max_restarts: int = 20  # workers lost in a row, no image labelled and no culprit found
 
     def __post_init__(self) -> None:
         """Raises OptionError."""

@@ -63,3 +63,14 @@ def test_run_that_makes_no_progress_ends(tools: Any, faulty_local: Any) -> None:
     with Tagger(options) as tagger, pytest.raises(EngineError, match=CAUSE) as caught:
         list(tagger.tag([tools.album(8).root]))
     assert caught.value.hint
+
+
+def test_no_image_is_blamed_for_the_backend(tools: Any, wuwan: Any, faulty_local: Any) -> None:
+    """If every worker dies on every image, it ends the run soon, and no image has a record."""
+    faulty_local(WUWAN_FAULT_INFER_AFTER="0")
+    album = tools.album(300)
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 1)
+    assert done.returncode == 4, done.stderr.decode()
+    assert done.stdout == b""
+    assert done.stderr.count(b" was lost ") <= 21
+    assert CAUSE in done.stderr.decode()
