@@ -170,13 +170,19 @@ def _listener() -> tuple[str, socket.socket]:
 class InProcess:
     """A server on a thread of this process, with an engine that answers when it is told to."""
 
-    def __init__(self, **lifecycle: Any) -> None:
+    def __init__(self, *, token: str = "", shared: bool = True, **lifecycle: Any) -> None:
         self.name, listener = _listener()
         self.lifecycle = Lifecycle(**({"ttl": 3600.0, "grace": 3600.0} | lifecycle))
         identity = Identity(name="test", model="none", fingerprint="0" * 64, runner="test")
         self.log_lines: list[str] = []
         self.server = Server(
-            listener, identity, self.lifecycle, owner=os.getuid(), log_lines=self.log_lines
+            listener,
+            identity,
+            self.lifecycle,
+            owner=os.getuid(),
+            token=token,
+            shared=shared,
+            log_lines=self.log_lines,
         )
         self.exit_code: int | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -229,11 +235,11 @@ class InProcess:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., InProcess]]:
-    """Starts servers in this process; keywords are the lifecycle's."""
+    """Starts servers in this process; keywords are the server's and the lifecycle's."""
     servers: list[InProcess] = []
 
-    def make(**lifecycle: Any) -> InProcess:
-        servers.append(InProcess(**lifecycle))
+    def make(**options: Any) -> InProcess:
+        servers.append(InProcess(**options))
         servers[-1].start()
         return servers[-1]
 
