@@ -54,7 +54,7 @@ RUN sed -i '/^openvino-telemetry/d' /tmp/requirements-cpu.txt \
 # The container's file system is read-only, so Python cannot cache bytecode there: compile all of it now.
 # unchecked-hash: nobody edits these files, so no start has to look at the sources.
 RUN /opt/wuwan/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/wuwan/lib \
-    && /opt/wuwan/bin/python -c "import msgpack, numpy, openvino, PIL.Image, pillow_heif; \
+    && /opt/wuwan/bin/python -c "import msgpack, numpy, openvino, PIL.Image, pillow_heif, simplejpeg; \
 from openvino.frontend import FrontEndManager; \
 assert 'CPU' in openvino.Core().available_devices; \
 assert 'onnx' in FrontEndManager().get_available_front_ends()" \

@@ -77,7 +77,7 @@ def ways() -> dict[str, Callable[[bytes], Pixels]]:
     found: dict[str, Callable[[bytes], Pixels]] = {
         "Pillow, exact": lambda data: pillow(data, draft=False, exact=True),
         "Pillow, full decode, one step": lambda data: pillow(data, draft=False),
-        "Pillow, draft, one step (wuwan)": lambda data: pillow(data, draft=True),
+        "libjpeg-turbo, scaled, one step (wuwan)": lambda data: pillow(data, draft=True),
     }
     try:
         import cv2

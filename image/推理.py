@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"cannot label {arguments.image}: {error} ({error.code})")
     except (bundle.BundleError, backends.BackendError) as error:
         return _fail(str(error))
+    if image.flaw is not None:
+        print(f"推理.py: {arguments.image}: {image.flaw.message}", file=sys.stderr)
     level = model.default_level
     rows = backend.infer(image.pixels[None], [level])[level][0]
     ranking = Ranking(levels[level].labels, exclusive=excludes(model.activation))

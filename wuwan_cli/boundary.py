@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from wuwan_runner.errors import WuwanError
     from wuwan_worker.private_dir import PrivateDir
 
 KEPT_LOGS = 10
+# The options of the library that have another name on the command line.
+_ARGUMENTS = {"timeouts.batch": "timeout"}
 _LOG_NAME = re.compile(r"\d{8}T\d{6}-\d+\.log")
+closed: set[int] = set()  # which of the descriptors 0, 1 and 2 the caller had closed
 
 
 def run(main: Callable[[Signals], None]) -> None:
@@ -63,13 +67,23 @@ def _guarded(main: Callable[[Signals], None], signals: Signals) -> int:
     return 0
 
 
+def _text(error: WuwanError) -> str:
+    """The message, in which an option has the name that the command line has for it."""
+    from wuwan_runner.errors import OptionError
+
+    if not isinstance(error, OptionError):
+        return str(error)
+    name = _ARGUMENTS.get(error.option) or error.option.rpartition(".")[2].replace("_", "-")
+    return error.called(f"--{name}")
+
+
 def _report(error: Exception, signals: Signals) -> int:
     from wuwan_runner.errors import WuwanError
 
     if isinstance(error, WuwanError):
         # Cleaning up after a signal may fail in its own way; the signal is what happened.
         if signals.received is None:
-            say(str(error))
+            say(_text(error))
             if error.hint:
                 _write_line(f"  hint: {error.hint}")
         return int(error.exit_code)
@@ -147,6 +161,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
+            closed.add(descriptor)
             # Opened for reading, descriptor 1 refuses writes as a closed one would.
             opened = os.open(os.devnull, flags)
             if opened != descriptor:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
 from typing import Annotated
 
 import typer
 
-from wuwan_runner import launchers
-from wuwan_runner.errors import UsageError
-from wuwan_runner.options import TTL, TagOptions, WorkerSpec
-from wuwan_worker import backends
-
-RUNNERS = ("auto", *launchers.REGISTRY)
-BACKENDS = ("auto", *backends.REGISTRY)
-CHANNELS = ("auto", "socket", "exec")
-_MEMORY = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
+from wuwan_runner import bounds
+from wuwan_runner.options import BACKENDS, CHANNELS, RUNNERS, TTL, TagOptions, WorkerSpec
 
 
 def application(*, group: bool = False) -> typer.Typer:
@@ -30,36 +21,10 @@ def application(*, group: bool = False) -> typer.Typer:
     )
 
 
-def one_of(what: str, value: str, known: tuple[str, ...]) -> str:
-    """`value` if it is known. Raises UsageError."""
-    if value not in known:
-        raise UsageError(f"no {what} named {value!r}", hint=f"one of: {', '.join(known)}")
-    return value
-
-
-def finite(value: float | None) -> float | None:
-    """`value` if it is a usable number, or none at all. Raises UsageError."""
-    if value is not None and not math.isfinite(value):
-        raise UsageError(f"{value} is not a usable number")
-    return value
-
-
-def _gpus(value: str) -> str:
-    from wuwan_runner import gpus
-
-    return gpus.check(value)
-
-
 def _models() -> list[str]:
     from wuwan_worker import bundle
 
     return bundle.installed()
-
-
-def _memory(value: str) -> str:
-    if not _MEMORY.fullmatch(value):
-        raise UsageError(f"--memory {value!r} is not an amount", hint="for example 512m or 4g")
-    return value
 
 
 Model = Annotated[
@@ -85,7 +50,8 @@ Runner = Annotated[
     typer.Option(
         "--runner",
         metavar="|".join(RUNNERS),
-        callback=lambda value: one_of("runner", value, RUNNERS),
+        # Here, too: not every verb that has it makes a TagOptions.
+        callback=lambda value: bounds.one_of("runner", value, RUNNERS),
         autocompletion=lambda: list(RUNNERS),
         help="Where the model runs.",
     ),
@@ -95,7 +61,6 @@ Backend = Annotated[
     typer.Option(
         "--backend",
         metavar="|".join(BACKENDS),
-        callback=lambda value: one_of("backend", value, BACKENDS),
         autocompletion=lambda: list(BACKENDS),
         help="What runs the network: auto is torch on a GPU, openvino on a CPU.",
     ),
@@ -105,7 +70,6 @@ Gpus = Annotated[
     typer.Option(
         "--gpus",
         metavar="auto|all|none|0,1",
-        callback=_gpus,
         help="One worker for each of these GPUs; auto: one GPU if it can be used, or the CPU.",
     ),
 ]
@@ -113,7 +77,6 @@ Workers = Annotated[
     int | None,
     typer.Option(
         "--workers",
-        min=1,
         metavar="N",
         help="How many workers.  [default: one for each chosen GPU, one on a CPU]",
     ),
@@ -122,9 +85,7 @@ Ttl = Annotated[
     float | None,
     typer.Option(
         "--ttl",
-        min=0,
         metavar="SECONDS",
-        callback=finite,
         help="How long a worker stays warm after its last work; 0: it leaves with its last "
         f"client.  [default: {TTL:.0f}; a warm worker keeps its own]",
     ),
@@ -133,7 +94,6 @@ MaxCached = Annotated[
     int,
     typer.Option(
         "--max-cached",
-        min=1,
         metavar="N",
         help="How many warm workers of all kinds are kept; the longest idle one goes first.",
     ),
@@ -149,14 +109,13 @@ Image = Annotated[
 ]
 Memory = Annotated[
     str,
-    typer.Option("--memory", metavar="SIZE", callback=_memory, help="A container's memory limit."),
+    typer.Option("--memory", metavar="SIZE", help="A container's memory limit."),
 ]
 Channel = Annotated[
     str,
     typer.Option(
         "--channel",
         metavar="|".join(CHANNELS),
-        callback=lambda value: one_of("channel", value, CHANNELS),
         help="How images get into a container: a socket passes open files, exec passes bytes.",
     ),
 ]

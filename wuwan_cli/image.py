@@ -11,7 +11,7 @@ import typer
 
 from wuwan_cli import common
 from wuwan_cli.boundary import printable
-from wuwan_cli.common import one_of
+from wuwan_runner.bounds import one_of
 
 app = common.application(group=True)
 

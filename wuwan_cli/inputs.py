@@ -8,12 +8,16 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wuwan_cli import boundary
 from wuwan_runner.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from wuwan_runner.survey import Survey
+
 STDIN = "-"
+_ON_STDIN = "on standard input"
 _CHUNK = 65536
 
 
@@ -31,7 +35,8 @@ class Inputs:
         """Check what was given.
 
         Raises:
-            UsageError: if there is nothing, standard input is named twice, or the list is missing.
+            UsageError: if there is nothing, standard input is named twice or closed, or the list is
+                missing.
         """
         if not paths and files_from is None:
             raise UsageError(
@@ -39,6 +44,8 @@ class Inputs:
             )
         if [*paths, files_from].count(STDIN) > 1:
             raise UsageError("standard input can be read once only")
+        if STDIN in (*paths, files_from) and 0 in boundary.closed:
+            raise UsageError("standard input is closed: there is no list to read")
         if null and files_from is None and STDIN not in paths:
             raise UsageError("-0/--null is about lists", hint="use it with --files-from or -")
         descriptor = None
@@ -51,15 +58,40 @@ class Inputs:
                 raise UsageError(f"cannot read the list {files_from}: {error}") from None
         return cls(tuple(paths), files_from, b"\0" if null else b"\n", descriptor)
 
-    def __iter__(self) -> Iterator[str | None]:
-        """The paths, each as soon as it has been read; None while a list has none to give."""
+    def read(self, survey: Survey) -> Iterator[str | None]:
+        """The paths, each as soon as it has been read; None while a list has none to give.
+
+        `survey` is told of a list without any.
+        """
         for path in self.paths:
             if path == STDIN:
-                yield from read_list(0, self.separator)
+                yield from self._list(0, _ON_STDIN, survey)
             else:
                 yield path
         if self.list_descriptor is not None:
-            yield from read_list(self.list_descriptor, self.separator)
+            name = _ON_STDIN if self.files_from == STDIN else f"in {self.files_from}"
+            yield from self._list(self.list_descriptor, name, survey)
+
+    def _list(self, descriptor: int, name: str, survey: Survey) -> Iterator[str | None]:
+        empty = True
+        for path in read_list(descriptor, self.separator):
+            empty = empty and path is None
+            yield path
+        if empty:
+            survey.miss(f"the list {name} is empty")
+
+    def named(self, status: os.stat_result) -> str | None:
+        """The name of the file or list, among those that are named, which has that status."""
+        for path in self.paths:
+            try:
+                if os.path.samestat(os.fstat(0) if path == STDIN else os.stat(path), status):
+                    return "the list" if path == STDIN else path
+            except (OSError, ValueError):  # its record will say so
+                continue
+        listed = self.list_descriptor
+        if listed is not None and os.path.samestat(os.fstat(listed), status):
+            return "the list"
+        return None
 
     def again(self) -> Iterator[str | None] | None:
         """The same paths a second time, for counting; None where a list can be read only once."""

@@ -12,7 +12,7 @@ import typer
 
 from wuwan_cli import common
 from wuwan_cli.boundary import say
-from wuwan_runner import conversion, general_zh, label_files, models, modelscope
+from wuwan_runner import bounds, conversion, general_zh, label_files, models, modelscope
 from wuwan_runner.errors import ModelError, UsageError
 from wuwan_runner.manifest import Source
 from wuwan_worker import bundle, places
@@ -136,7 +136,7 @@ def add(
         typer.Option(
             "--activation",
             metavar="|".join(ACTIVATIONS),
-            callback=lambda value: common.one_of("activation", value, ACTIVATIONS),
+            callback=lambda value: bounds.one_of("activation", value, ACTIVATIONS),
             help="sigmoid where several labels are true of one image.",
         ),
     ] = ACTIVATIONS[0],

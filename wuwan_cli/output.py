@@ -7,29 +7,26 @@ import errno
 import fcntl
 import json
 import os
-import select
 import stat
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from wuwan_runner.errors import LockedError, UsageError, WuwanError
+from wuwan_cli.lines import write, write_lines
+from wuwan_cli.target import PARTIAL, OutputError, check, is_partial, require_records
+from wuwan_runner.errors import LockedError, UsageError
 from wuwan_runner.records import VERSION, path_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from wuwan_runner.records import Record
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-PARTIAL = ".partial"
+_BY_DESCRIPTOR = ("/dev/fd/", "/dev/stderr", "/proc/")
 _CREATE = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class ClosedPipe(Exception):  # noqa: N818  # no error: the reader has had enough
     """Nobody reads the records any more."""
-
-
-class OutputError(WuwanError):
-    """Records cannot be written."""
 
 
 class Sink(Protocol):
@@ -39,6 +36,10 @@ class Sink(Protocol):
     """Records that are in the output, those of an earlier run among them."""
     failed_before: int
     """Error records among those of an earlier run."""
+
+    def replaces(self) -> str:
+        """The name of the file with records that `commit` will replace, or ""."""
+        ...
 
     def has(self, path: str) -> bool:
         """Whether the next record is in the output already, and is that of this input.
@@ -66,18 +67,23 @@ class Sink(Protocol):
 
 @contextlib.contextmanager
 def opened(
-    target: str | None, *, resume: bool = False, models: Collection[str] = ()
+    target: str | None,
+    named: Callable[[os.stat_result], str | None],
+    *,
+    resume: bool = False,
+    models: Collection[str] = (),
 ) -> Iterator[Sink]:
     """The sink for `--output`; with `resume` it goes on with what an earlier run has left.
 
-    `models` are the names that the records' model may have; empty if that is not known.
+    `named` tells the name of an input that is the same file. `models` are the names that the
+    records' model may have; empty if that is not known.
 
     Raises:
         LockedError: if another run writes to the same file.
         OutputError: if it cannot be written.
-        UsageError: if it is a directory, or names nothing.
+        UsageError: if it is a directory, an input or a file without records, or names nothing.
     """
-    sink = _open(target, resume, models)
+    sink = _open(target, named, resume, models)
     try:
         yield sink
     finally:
@@ -89,25 +95,40 @@ def is_stdout(target: str | None) -> bool:
     return target is None or target in _STDOUT_NAMES
 
 
-def _open(target: str | None, resume: bool, models: Collection[str]) -> Sink:
+def own_names(target: str | None) -> frozenset[str]:
+    """What the files are called that `--output` makes, wherever they are."""
+    name = os.path.basename(target or "")
+    return frozenset() if is_stdout(target) else frozenset({name, name + PARTIAL})
+
+
+def _open(
+    target: str | None,
+    named: Callable[[os.stat_result], str | None],
+    resume: bool,
+    models: Collection[str],
+) -> Sink:
     if target == "":
         raise UsageError("--output is empty", hint="a variable without a value?")
     streams = is_stdout(target)
     if resume and (streams or (target and os.path.exists(target) and not os.path.isfile(target))):
         raise UsageError("--resume needs --output with a regular file")
     if target is None or streams:
+        status = os.fstat(1)
+        if stat.S_ISREG(status.st_mode) and (name := named(status)):
+            raise UsageError(f"standard output is {name}, which is an input")
         return StreamSink(1, "standard output")
     with _explained(target):
         try:
             mode = os.stat(target).st_mode
         except FileNotFoundError:
-            return FileSink(target, resume, models)
+            mode = stat.S_IFREG
         if stat.S_ISDIR(mode):
             raise UsageError(f"--output {target} is a directory")
         # Devices and FIFOs are written as they are, and so is a file named by way of a descriptor:
         # it cannot be renamed to.
-        if not stat.S_ISREG(mode) or target.startswith(("/dev/", "/proc/")):
+        if not stat.S_ISREG(mode) or target.startswith(_BY_DESCRIPTOR):
             return StreamSink(os.open(target, os.O_WRONLY | os.O_CLOEXEC), target)
+        check(target, named)
         return FileSink(target, resume, models)
 
 
@@ -125,11 +146,15 @@ class StreamSink:
         del path
         return False
 
+    def replaces(self) -> str:
+        """Nothing."""
+        return ""
+
     def write(self, records: Sequence[Record]) -> None:
         """See `Sink.write`."""
         with _explained(self._name):
             try:
-                _write(self._descriptor, records)
+                write_lines(self._descriptor, _lines(records))
             except BrokenPipeError:
                 raise ClosedPipe from None
         self.written += len(records)
@@ -197,6 +222,12 @@ class FileSink:
         self.failed_before += "error" in record
         return True
 
+    def replaces(self) -> str:
+        """See `Sink.replaces`."""
+        with contextlib.suppress(OSError):
+            return self._target if os.stat(self._target).st_size else ""
+        return ""
+
     def _drop_rest(self) -> None:
         """Cut off what an earlier run has left after the records that were taken over."""
         if self._old is not None:
@@ -213,6 +244,11 @@ class FileSink:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The holder before us may have renamed or removed the file that we have locked.
                 if _same_file(descriptor, self._partial):
+                    if not is_partial(descriptor):
+                        raise UsageError(
+                            f"{self._partial} is nothing that an interrupted run has left",
+                            hint="remove it, or choose another --output",
+                        )
                     return descriptor
             except BlockingIOError:
                 os.close(descriptor)
@@ -230,7 +266,7 @@ class FileSink:
         self._drop_rest()
         try:
             with _explained(self._target):
-                self._good += _write(self._descriptor, records)
+                self._good += write(self._descriptor, b"".join(_lines(records)))
         except OutputError:
             # On a full disk half a line may have been written.
             with contextlib.suppress(OSError):
@@ -243,12 +279,9 @@ class FileSink:
         self._drop_rest()
         with _explained(self._target):
             os.fsync(self._descriptor)
+            require_records(self._target)  # somebody may have put something else there meanwhile
             os.rename(self._partial, self._target)
-            directory = os.open(os.path.dirname(self._target), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            _sync_directory(os.path.dirname(self._target))
 
     def abandon(self) -> str:
         """See `Sink.abandon`."""
@@ -292,18 +325,24 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("v") == VERSION else None
 
 
-def _write(descriptor: int, records: Sequence[Record]) -> int:
-    """Write whole lines; how many bytes that were."""
+def _lines(records: Sequence[Record]) -> list[bytes]:
     # JSON has an escape for what UTF-8 cannot encode, and it is the one that Python writes.
-    lines = "".join(f"{record.to_json()}\n" for record in records)
-    encoded = lines.encode("utf-8", "backslashreplace")
-    data = memoryview(encoded)
-    while data:
-        try:
-            data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # whoever shares the pipe made it non-blocking
-            select.select([], [descriptor], [])
-    return len(encoded)
+    return [f"{record.to_json()}\n".encode("utf-8", "backslashreplace") for record in records]
+
+
+def _sync_directory(path: str) -> None:
+    """Make a rename last, where the directory can be opened and its file system has that."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:  # files may be made in it, and not listed
+        return
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(directory)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ class Progress:
         """
         self.done = 0
         self.failed = 0
+        self.warned = 0
         self._mode = Mode.NONE if quiet else mode
         self._quiet = quiet
         self._started = time.monotonic()
@@ -86,6 +87,7 @@ class Progress:
             if record.error is not None:
                 self.failed += 1
                 self._show_failure(record)
+            self.warned += record.warning is not None
         self.done += len(records)
         if self._mode is Mode.NONE:
             return
@@ -98,17 +100,26 @@ class Progress:
             self._shown_at = now
             say(self._line(now))
 
-    def summarize(self) -> None:
-        """Say what was done."""
+    def summarize(self, passed_over: str = "") -> None:
+        """Say what was done, and what was passed over on the way."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        others = f"passed over: {passed_over}" if passed_over else ""
         if self._mode is not Mode.NONE:
             seconds = time.monotonic() - self._started
             rate = f"{self.done / seconds:,.0f} img/s" if self.done else "no images found"
-            say(f"{_images(self.done)} in {_duration(seconds)} ({rate})")
+            tail = f"; {others}" if others else ""
+            say(f"{_images(self.done)} in {_duration(seconds)} ({rate}){tail}")
+        elif others:
+            self.notify(others)
         if self.failed:
             self._say(f"{self.failed:,} of {_images(self.done)} failed; their records say why")
+        if self.warned and self._mode is not Mode.NONE:
+            self._say(
+                f"{self.warned:,} of {_images(self.done)} {'is' if self.warned == 1 else 'are'} "
+                "damaged and labelled by what is there; their records have a warning"
+            )
 
     def _show_failure(self, record: Record) -> None:
         if self._mode is Mode.NONE or record.error is None or self.failed > SHOWN_FAILURES + 1:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from wuwan_cli import common
+from wuwan_runner import bounds
 from wuwan_runner.errors import UsageError
-from wuwan_runner.options import Timeouts
+from wuwan_runner.options import MAX_TIMEOUT, Timeouts
 
 app = common.application()
 
@@ -23,8 +24,8 @@ def stop(
         float,
         typer.Option(
             "--timeout",
-            min=0,
             metavar="SECONDS",
+            callback=lambda value: bounds.number("timeout", value, 0, MAX_TIMEOUT, unit="seconds"),
             help="How long a worker may take to answer what it has; then it is killed.",
         ),
     ] = 30.0,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuwan_cli import common
+from wuwan_cli.boundary import printable, say
 from wuwan_cli.progress import Mode
-from wuwan_runner.errors import ExitCode
+from wuwan_runner.errors import AbsentError, ExitCode
 from wuwan_runner.options import Selection, TagOptions, Timeouts
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from wuwan_cli.inputs import Inputs
     from wuwan_cli.signals import Signals
+    from wuwan_runner.survey import Survey
 
 _DEFAULTS = TagOptions()
 
@@ -28,7 +30,8 @@ app = common.application()
     epilog="Records go to standard output, everything else to standard error. A reader that closes "
     "the pipe early (head) ends the run quietly. Exit codes: 0 all tagged; 1 fatal; 2 usage; "
     "3 finished, some images have an error record; 4 no worker (Docker, image, GPU, model); "
-    "5 another run holds the output; 130 or 143 after a signal."
+    "5 another run holds the output; 6 a directory that was named is missing or gave nothing, and "
+    "the output was kept; 130 or 143 after a signal."
 )
 def tag(
     ctx: typer.Context,
@@ -51,16 +54,13 @@ def tag(
         ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, metavar="N", help="Labels for each image, at most.")
+        int, typer.Option("--top-k", metavar="N", help="Labels for each image, at most.")
     ] = _DEFAULTS.top_k,
     min_score: Annotated[
         float,
         typer.Option(
             "--min-score",
-            min=0,
-            max=1,
             metavar="SCORE",
-            callback=common.finite,
             help="Leave out labels under this, 0 to 1.",
         ),
     ] = _DEFAULTS.min_score,
@@ -73,7 +73,7 @@ def tag(
     batch_size: Annotated[
         int,
         typer.Option(
-            "--batch-size", min=1, max=32, metavar="N", help="Images in one message to a worker."
+            "--batch-size", metavar="N", help="Images in one message to a worker, 1 to 32."
         ),
     ] = _DEFAULTS.batch_size,
     ttl: common.Ttl = _DEFAULTS.ttl,
@@ -117,8 +117,21 @@ def tag(
             help="Go on with what an interrupted run with the same --output has finished.",
         ),
     ] = False,
+    allow_empty: Annotated[
+        bool,
+        typer.Option(
+            "--allow-empty",
+            help="Replace --output even if a directory or list that is named is missing or empty.",
+        ),
+    ] = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="The reference preprocessing: slower, hardly different.")
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="No labels for damaged images: each of their warnings is an error."
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
     progress: Annotated[
@@ -128,9 +141,7 @@ def tag(
         float,
         typer.Option(
             "--timeout",
-            min=0.1,
             metavar="SECONDS",
-            callback=common.finite,
             help="How long a worker may be silent while it has work, before it is replaced.",
         ),
     ] = _DEFAULTS.timeouts.batch,
@@ -157,6 +168,7 @@ def tag(
         top_k=top_k,
         min_score=min_score,
         exact=exact,
+        strict=strict,
         level=level,
         batch_size=batch_size,
         selection=Selection(
@@ -168,7 +180,13 @@ def tag(
         timeouts=Timeouts(batch=timeout),
     )
     inputs = Inputs.of(paths or (), files_from, null=null)
-    raise typer.Exit(_run(options, inputs, output, progress, ctx.obj, quiet=quiet, resume=resume))
+    code = _run(
+        *(options, inputs, output, progress, ctx.obj),
+        quiet=quiet,
+        resume=resume,
+        allow_empty=allow_empty,
+    )
+    raise typer.Exit(code)
 
 
 def _run(
@@ -180,13 +198,14 @@ def _run(
     *,
     quiet: bool,
     resume: bool,
+    allow_empty: bool,
 ) -> int:
     """Tag everything; the exit code."""
-    from wuwan_cli.boundary import say
-    from wuwan_cli.output import ClosedPipe, is_stdout, opened
+    from wuwan_cli.output import ClosedPipe, is_stdout, opened, own_names
     from wuwan_cli.progress import Progress, resolve
     from wuwan_runner import Tagger, models
     from wuwan_runner.discover import discover
+    from wuwan_runner.survey import Survey
 
     def countable() -> Iterator[Any] | None:
         paths = inputs.again()
@@ -195,17 +214,22 @@ def _run(
     shown = resolve(mode, records_on_stdout=is_stdout(target))
     progress = Progress(shown, quiet=quiet, countable=countable)
     names = models.names(options.spec.model) if resume else ()
-    with opened(target, resume=resume, models=names) as sink:
+    survey = Survey(own=own_names(target))
+    with opened(target, inputs.named, resume=resume, models=names) as sink:
         try:
             with (
                 progress,
                 Tagger(options, notify=progress.notify) as tagger,
-                contextlib.closing(tagger.tag_batches(inputs, done=sink.has)) as batches,
+                contextlib.closing(
+                    tagger.tag_batches(inputs.read(survey), done=sink.has, survey=survey)
+                ) as batches,
             ):
                 for records in batches:
                     with signals.shield():
                         sink.write(records)
                     progress.update(records)
+            if not allow_empty:
+                _require_roots(survey, sink.replaces())
             sink.commit()
         except ClosedPipe:
             sink.abandon()
@@ -215,8 +239,19 @@ def _run(
             if fate and (not quiet or not isinstance(error, KeyboardInterrupt)):
                 say(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'ended'}: {fate}")
             raise
-    progress.summarize()
+    progress.summarize(survey.describe_passed_over())
+    if survey.missed:
+        progress.notify(f"nothing to tag: {survey.describe_absent()}")
     return _code(progress.failed + sink.failed_before)
+
+
+def _require_roots(survey: Survey, replaced: str) -> None:
+    """Raises AbsentError if records would give way to those of a disk that is not mounted."""
+    if survey.missed and replaced:
+        raise AbsentError(
+            printable(f"nothing to tag: {survey.describe_absent()}; {replaced} stays as it was"),
+            hint="is a disk not mounted? --allow-empty replaces the file all the same",
+        )
 
 
 def _code(failed: int) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wuwan_worker import decode
-from wuwan_worker.decode import ItemError
+from wuwan_worker.decode import Refused
 from wuwan_worker.protocol import close_all
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from wuwan_worker.backends import Backend, BatchDecoder
     from wuwan_worker.bundle import InputSpec
-    from wuwan_worker.decode import Decoded
+    from wuwan_worker.decode import Decoded, Flaw
     from wuwan_worker.jobs import FairQueue, Job
     from wuwan_worker.ranking import Ranking
 
@@ -46,6 +46,7 @@ class _Slot:
     job: Job
     width: int
     height: int
+    flaw: Flaw | None
 
 
 class _Batch:
@@ -158,15 +159,12 @@ class Engine:
                 return
         self._decoder_ends()
 
-    def _decode_one(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
+    def _decode_one(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
         (job,) = jobs
-        try:
-            return [decode.decode(job.descriptor, self._spec, exact=job.options.exact)]
-        except ItemError as error:
-            return [error]
+        return [decode.attempt(job.descriptor, self._spec, exact=job.options.exact)]
 
     def _decoded(
-        self, jobs: Sequence[Job], decoder: Callable[[Sequence[Job]], list[Decoded | ItemError]]
+        self, jobs: Sequence[Job], decoder: Callable[[Sequence[Job]], list[Decoded | Refused]]
     ) -> bool:
         """Decode, and put what there is into the open batch. False if the worker is to end."""
         try:
@@ -181,13 +179,16 @@ class Engine:
             close_all(job.descriptor for job in jobs)
         with self._room:
             for job, image in zip(jobs, images, strict=True):
-                if isinstance(image, ItemError):
-                    item = {"id": job.id, "error": {"code": str(image.code), "message": str(image)}}
+                if isinstance(image, Refused):
+                    item = {
+                        "id": job.id,
+                        "error": {"code": str(image.code), "message": image.message},
+                    }
                     self._answer(job.client, [item])
                     continue
                 while self._open is None or self._open.full:
                     self._room.wait()
-                self._open.add(_Slot(job, image.width, image.height), image.pixels)
+                self._open.add(_Slot(job, image.width, image.height, image.flaw), image.pixels)
                 # The first one, so that somebody waits for company on its behalf.
                 if len(self._open.slots) == 1 or self._complete(self._open):
                     self._work.notify()
@@ -256,9 +257,12 @@ class Engine:
 
     def _item(self, slot: _Slot, rows: NDArray[np.float32]) -> dict[str, Any]:
         options = slot.job.options
-        return {
+        item = {
             "id": slot.job.id,
             "width": slot.width,
             "height": slot.height,
             "labels": self._rankings[options.level].top(rows, options.top_k, options.min_score),
         }
+        if slot.flaw is not None:
+            item["warning"] = {"code": str(slot.flaw.code), "message": slot.flaw.message}
+        return item

@@ -84,6 +84,13 @@ class ErrorCode(enum.StrEnum):
     WORKER_CRASHED = "worker_crashed"  # the worker died, on this image alone
 
 
+class WarningCode(enum.StrEnum):
+    """What was wrong with an image that has labels all the same: `warning.code` of a record."""
+
+    TRUNCATED = "truncated"  # data were missing
+    DAMAGED = "damaged"  # data were wrong, and repaired or skipped
+
+
 class FatalCode(enum.StrEnum):
     """Why a worker ends a connection."""
 
@@ -160,7 +167,8 @@ class Results:
     """Answers, in any order.
 
     Each item is ``{"id", "width", "height", "labels": [{"label", "score", "id", "broader"}, …]}``,
-    a label with "synonyms" where it has any, or ``{"id", "error": {"code", "message"}}``.
+    a label with "synonyms" where it has any, and the item with ``"warning": {"code", "message"}``
+    where its data were damaged; or ``{"id", "error": {"code", "message"}}``.
     """
 
     items: list[dict[str, Any]]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from wuwan_runner.discover import Selection
     from wuwan_runner.errors import EngineError, ExitCode, LockedError, UsageError, WuwanError
     from wuwan_runner.options import TagOptions, Timeouts, WorkerSpec
-    from wuwan_runner.records import ItemFailure, Label, Record
+    from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
+    from wuwan_runner.survey import Survey
     from wuwan_runner.tagger import Tagger
 
 _HOMES = {
@@ -27,8 +28,10 @@ _HOMES = {
     "Timeouts": "options",
     "WorkerSpec": "options",
     "ItemFailure": "records",
+    "ItemWarning": "records",
     "Label": "records",
     "Record": "records",
+    "Survey": "survey",
     "Tagger": "tagger",
 }
 
@@ -36,10 +39,12 @@ __all__ = [
     "EngineError",
     "ExitCode",
     "ItemFailure",
+    "ItemWarning",
     "Label",
     "LockedError",
     "Record",
     "Selection",
+    "Survey",
     "TagOptions",
     "Tagger",
     "Timeouts",

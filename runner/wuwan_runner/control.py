@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -25,31 +26,48 @@ from wuwan_worker.protocol import (
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Sequence
 
     from wuwan_runner.address import Address
 
 Reply = TypeVar("Reply", bound=Message)
+T = TypeVar("T")
+U = TypeVar("U")
+
+# So many are asked at once: more workers than a machine has, and few enough threads.
+_AT_ONCE = 64
 
 
 class NoAnswerError(Exception):
     """A worker is gone, or did not answer in time."""
 
 
+class GoneError(NoAnswerError):
+    """The worker has ended, so nobody needs to hear of it."""
+
+    def __init__(self) -> None:
+        super().__init__("it has ended")
+
+
 class Control:
     """A connection that asks and commands, and does not tag."""
 
-    def __init__(self, sock: socket.socket, timeout: float, token: str = "") -> None:
+    def __init__(
+        self, sock: socket.socket, timeout: float, token: str = "", until: float = math.inf
+    ) -> None:
         """
         Args:
             sock: connected; owned from now on.
             timeout: seconds for each answer.
             token: see `proof`.
+            until: when all answers must have come, on the monotonic clock.
 
         Raises:
             NoAnswerError: if the worker does not greet in time.
         """
         self._sock = sock
         self._timeout = timeout
+        self._until = until
         self._decoder = FrameDecoder()
         probe = protocol.probe_descriptor()
         try:
@@ -91,7 +109,7 @@ class Control:
     def _ask(
         self, message: Message, kind: type[Reply], descriptors: list[int] | None = None
     ) -> Reply:
-        deadline = time.monotonic() + self._timeout
+        deadline = min(time.monotonic() + self._timeout, self._until)
         try:
             self._sock.settimeout(self._timeout)
             protocol.send_frame(self._sock, message, descriptors or ())
@@ -99,7 +117,7 @@ class Control:
                 self._sock.settimeout(left)
                 data = self._sock.recv(protocol.RECEIVE_SIZE)
                 if not data:
-                    raise NoAnswerError("it has ended")
+                    raise GoneError
                 for frame in self._decoder.feed(data):
                     if isinstance(frame.message, kind):
                         return frame.message
@@ -107,9 +125,11 @@ class Control:
                         raise NoAnswerError(frame.message.message)
         except TimeoutError:
             pass
+        except ConnectionError:  # its end, with something of ours unread, or before we could speak
+            raise GoneError from None
         except (OSError, protocol.ProtocolError) as error:
             raise NoAnswerError(str(error)) from None
-        raise NoAnswerError(f"no answer within {self._timeout:.0f} s")
+        raise NoAnswerError(f"no answer within {self._timeout:g} s")
 
     def close(self) -> None:
         """Leave the worker alone."""
@@ -132,27 +152,43 @@ class Seen:
     problem: str = ""
 
 
-def attach(place: Address, timeout: float) -> Control:
-    """A control connection to the worker at an address. Raises NoAnswerError."""
+def attach(place: Address, timeout: float, until: float = math.inf) -> Control:
+    """A control connection to the worker at an address, as `Control`. Raises NoAnswerError."""
     sock = address.connect(place, timeout)
     if sock is None:
-        raise NoAnswerError("it has ended")
-    return Control(sock, timeout, proof.token(place.name))
+        raise GoneError
+    return Control(sock, timeout, proof.token(place.name), until)
 
 
 def survey(timeout: float, without: Address | None = None) -> list[Seen]:
-    """All workers of this user on this machine, but for one.
+    """All workers of this user on this machine, but for one, in the order of their addresses.
 
-    One that hangs, or is still starting, costs `timeout` seconds.
+    However many of them hang, or are still starting, it takes `timeout` seconds. One that ends
+    meanwhile is not among them.
     """
-    seen = []
-    for place in address.listed():
-        if place == without:
-            continue
+
+    def look(place: Address) -> Seen | None:
         try:
-            with attach(place, timeout) as control:
-                seen.append(Seen(place, control.status()))
+            with attach(place, timeout, until=time.monotonic() + timeout) as control:
+                return Seen(place, control.status())
+        except GoneError:
+            return None
         except NoAnswerError as error:
-            if str(error) != "it has ended":
-                seen.append(Seen(place, None, str(error)))
-    return seen
+            return Seen(place, None, str(error))
+
+    places = [place for place in address.listed() if place != without]
+    return [seen for seen in side_by_side(look, places) if seen is not None]
+
+
+def side_by_side(ask: Callable[[T], U], whom: Sequence[T], most: int = _AT_ONCE) -> list[U]:
+    """What `ask` returns for each, in order; asked in threads, `most` at a time.
+
+    Each of them is joined, so `ask` must have a deadline.
+    """
+    if len(whom) < 2:
+        return [ask(one) for one in whom]
+    # Imported here: it takes 5 ms, and most often nobody is there, or one.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(len(whom), most), "ask") as pool:
+        return list(pool.map(ask, whom))

@@ -7,9 +7,11 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from wuwan_runner import bounds
 from wuwan_runner.records import ItemFailure
+from wuwan_runner.survey import Survey, may_be_directory
 from wuwan_worker.protocol import ErrorCode
 
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ class Selection:
     include: tuple[str, ...] = ()  # patterns; if any, they replace the test of the extension
     exclude: tuple[str, ...] = ()  # patterns for files and directories
 
+    def __post_init__(self) -> None:
+        """Raises OptionError."""
+        bounds.of_kind("selection.recursive", self.recursive, bool, "True or False")
+        bounds.of_kind("selection.hidden", self.hidden, bool, "True or False")
+        bounds.patterns("selection.include", self.include)
+        bounds.patterns("selection.exclude", self.exclude)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -48,14 +57,35 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return (*key, (2, 0, name))
 
 
-def discover(paths: Iterable[str | None], selection: Selection) -> Iterator[Found | None]:
+class _Entry(NamedTuple):
+    """A name in a directory, and what it stands for."""
+
+    name: str  # empty for the directory itself, which could not be read to its end
+    is_directory: bool = False
+    is_link: bool = False
+    failure: ItemFailure | None = None  # why that cannot be told
+
+
+def discover(
+    paths: Iterable[str | None], selection: Selection, survey: Survey | None = None
+) -> Iterator[Found | None]:
     """The images under `paths`, in the order of `paths`, directories in natural order.
 
     None among the paths stands for "nothing at the moment", and is passed on.
 
     A directory is read when its turn comes, so a huge tree costs one directory's names at a time.
     Symbolic links are followed, but to a directory only once, and never to one above itself.
+
+    What cannot be looked at (a link to nothing, to itself or behind a locked directory; a file
+    system's error) is a failure of its own if it would have been taken, or may be a directory: an
+    album is not to go missing without a word. Something else's extension, as that of a dangling
+    `notes.txt`, says that it is neither.
+
+    `survey` is told what is passed over in directories, unless `include` chose among their files,
+    and which paths gave no input: directories in which nothing was found, and what is not there
+    and may have been a directory.
     """
+    survey = Survey() if survey is None else survey
     for path in paths:
         if path is None:
             yield None
@@ -63,38 +93,65 @@ def discover(paths: Iterable[str | None], selection: Selection) -> Iterator[Foun
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:
-            yield Found(path, _failure(error))
+            failure = _failure(error)
+            if may_be_directory(path):
+                survey.miss(f"{path}: {failure.message}")
+            yield Found(path, failure)
             continue
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk(path, selection, (status.st_dev, status.st_ino))
+            yield from _walk_root(path, selection, (status.st_dev, status.st_ino), survey)
         else:
             yield Found(path)
 
 
-def _walk(root: str, selection: Selection, identity: tuple[int, int]) -> Iterator[Found]:
+def _walk_root(
+    root: str, selection: Selection, identity: tuple[int, int], survey: Survey
+) -> Iterator[Found]:
+    before = survey.passed_over
+    failure, empty = None, True
+    for found in _walk(root, selection, identity, survey):
+        if found.path == root:
+            failure = found.failure
+        else:
+            empty = False
+        yield found
+    if failure is not None and empty:
+        survey.miss(f"{root}: {failure.message}")
+    elif empty:
+        count = survey.passed_over - before
+        among = f" among {count:,} file{'' if count == 1 else 's'}" if count else ""
+        survey.miss(f"{root}: no images{among}")
+
+
+def _walk(
+    root: str, selection: Selection, identity: tuple[int, int], survey: Survey
+) -> Iterator[Found]:
     # A stack of our own: trees may be deeper than Python's.
     stack = [(root, identity, _listing(root))]
     above = {identity}
     linked: set[tuple[int, int]] = set()  # directories that links have led to
     while stack:
-        directory, identity, names = stack[-1]
-        try:
-            name, is_directory, is_link = next(names)
-        except StopIteration:
+        directory, identity, entries = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
             stack.pop()
             above.discard(identity)
             continue
-        except OSError as error:
-            yield Found(directory, _failure(error))
+        name = entry.name
+        if not name:
+            yield Found(directory, entry.failure)
             continue
         path = os.path.join(directory, name)  # pathlib would cost more than the open
         if (name.startswith(".") and not selection.hidden) or _matches(
             path, name, root, selection.exclude
         ):
             continue
-        if not is_directory:
-            if _taken(path, name, root, selection):
-                yield Found(path)
+        if not entry.is_directory:
+            unknown = entry.failure and selection.recursive and may_be_directory(name)
+            if unknown or _taken(path, name, root, selection):
+                yield Found(path, entry.failure)
+            elif not selection.include:
+                survey.pass_over(name)
         elif selection.recursive:
             try:
                 status = os.stat(path)
@@ -103,30 +160,38 @@ def _walk(root: str, selection: Selection, identity: tuple[int, int]) -> Iterato
                 continue
             identity = (status.st_dev, status.st_ino)
             # Directories with links to each other would have as many paths as there are orders.
-            if identity not in above and not (is_link and identity in linked):
+            if identity not in above and not (entry.is_link and identity in linked):
                 above.add(identity)
-                if is_link:
+                if entry.is_link:
                     linked.add(identity)
                 stack.append((path, identity, _listing(path)))
 
 
-def _listing(directory: str) -> Iterator[tuple[str, bool, bool]]:
-    """Names in natural order, whether each is a directory, and a link.
-
-    Raises:
-        OSError: when it is begun.
-    """
-    with os.scandir(directory) as entries:
-        found = [(entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries]
-    found.sort(key=lambda entry: natural_key(entry[0]))
-    yield from found
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
+def _listing(directory: str) -> Iterator[_Entry]:
+    """Entries in natural order; last a failure without a name if there may be more of them."""
+    found: list[_Entry] = []
+    failure = None
     try:
-        return entry.is_dir()
-    except OSError:  # a loop of links, say: opening it will tell
-        return False
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                found.append(_look_at(entry))  # noqa: PERF401  # those before a failure count
+    except OSError as error:
+        failure = _failure(error)
+    found.sort(key=lambda entry: natural_key(entry.name))
+    yield from found
+    if failure is not None:
+        yield _Entry("", failure=failure)
+
+
+def _look_at(entry: os.DirEntry[str]) -> _Entry:
+    """Ask the file system where the directory does not say: one bad entry is one failure."""
+    try:
+        is_link, is_directory = entry.is_symlink(), entry.is_dir()
+        if is_link and not is_directory:
+            entry.stat()  # `is_dir` is silent about links to nothing; else this is known already
+    except OSError as error:
+        return _Entry(entry.name, failure=_failure(error))
+    return _Entry(entry.name, is_directory, is_link)
 
 
 def _taken(path: str, name: str, root: str, selection: Selection) -> bool:

@@ -8,6 +8,9 @@ reading stops the run.
 When a worker is lost, its unanswered images go to another one. Images that have lost two workers
 are suspects: they go, one at a time, through a private worker, so that the one that kills it is
 found without doubt and the others get their labels.
+
+Nor is an image blamed for what the workers are to blame for: without any label for a while, a
+private worker first has to label a picture that is known to be good.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections import deque
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, assert_never
 
+from wuwan_runner import known_picture
 from wuwan_runner.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.discover import OpenError, open_image
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError, UsageError
@@ -57,6 +61,9 @@ if TYPE_CHECKING:
 WINDOW = 512
 # Workers lost with an image before it is suspected of being the cause.
 SUSPECT_AFTER = 2
+# Images that may be blamed for a worker's death on the strength of one label. Then it has to be
+# seen again that workers label anything: if the GPU is lost, every image would be a culprit.
+TRUST = 10
 # A warm worker may end between our connecting and its accepting; each time another is found or
 # started. More often than this in a row is no coincidence.
 MAX_RACES = 100
@@ -67,6 +74,7 @@ _NOT_SHARED = (
     "that other runs know (`wuwan doctor`: state directory)"
 )
 _TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
+_PROOF = -1  # no input has this number
 
 
 class Dispatch:
@@ -98,7 +106,9 @@ class Dispatch:
         self._suspects: deque[Item] = deque()
         self._slot_offset = 0
         self._over_exec = False
-        self._losses = 0  # workers lost since the last image was labelled
+        self._losses = 0  # workers lost since an image was labelled, or found to be the cause
+        self._trust = 0  # images that may be blamed before the next label
+        self._proof = Item(_PROOF, "")  # an image that is known to be good
         self._careful = False  # a worker was lost with images
         self._races = 0
         self._racing_since = 0.0
@@ -204,7 +214,8 @@ class Dispatch:
             for number in range(self._workers.count if busy else 1):
                 if number + self._slot_offset not in slots:
                     self._add(self._acquire(number + self._slot_offset))
-        if self._suspects and not any(c.private for c in self._connections):
+        # Two, so that the next one is up when the first one dies; they are never busy at once.
+        if len([c for c in self._connections if c.private]) < min(len(self._suspects), 2):
             self._add(self._workers.acquire_private())
 
     def _acquire(self, slot: int) -> Connection:
@@ -256,7 +267,11 @@ class Dispatch:
                 self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
 
     def _fill_private(self, connection: Connection) -> None:
-        while connection.room > 0 and self._suspects:
+        busy = any(c.private and c.outstanding for c in self._connections)
+        while connection.room > 0 and self._suspects and not busy:
+            if not self._trust:
+                connection.send_images([(self._proof, known_picture.descriptor())])
+                return
             item = self._suspects.popleft()
             try:
                 descriptor = open_image(item.path)
@@ -336,18 +351,30 @@ class Dispatch:
                 self._lost(connection, "an answer to nothing that was asked", None)
                 return
             connection.answered += 1
-            record = from_item(item.path, self._model, result)
-            self._records[item.seq] = record
+            record = from_item(item.path, self._model, result, strict=self._options.strict)
             if record.error is None:
                 self._losses = 0
+                self._trust = TRUST
+            if item is not self._proof:
+                self._records[item.seq] = record
+            elif record.error is not None:
+                raise EngineError(
+                    f"the worker cannot label any picture: {record.error.message}",
+                    hint="`wuwan doctor` checks what a worker needs",
+                )
 
     # ------------------------------------------------------------ what can go wrong
 
     def _drained(self, connection: Connection) -> None:
         """The worker ends in good order; what it has not answered goes elsewhere."""
         waiting = self._suspects if connection.private else self._again
-        waiting.extend(item for item, _ in connection.outstanding.values())
+        waiting.extend(self._unanswered(connection))
         self._remove(connection)
+
+    def _unanswered(self, connection: Connection) -> list[Item]:
+        """What has to go elsewhere; the proof is no input, and made anew when it is wanted."""
+        items = [item for item, _ in connection.outstanding.values()]
+        return [item for item in items if item is not self._proof]
 
     def _refused(self, connection: Connection, fatal: Fatal) -> None:
         if fatal.code == FatalCode.DESCRIPTORS:
@@ -448,15 +475,34 @@ class Dispatch:
                 f"the worker ended before it was up: {report or reason}",
                 hint="`wuwan doctor` checks what it needs",
             )
-        items = [item for item, _ in connection.outstanding.values()]
+        items = self._unanswered(connection)
         started_here = launch is not None and not launch.warm
-        loading = not connection.ready and not items and (connection.private or started_here)
+        loading = (
+            not connection.ready
+            and not connection.outstanding
+            and (connection.private or started_here)
+        )
         if loading and not ended:
             raise EngineError(
                 f"the worker ended while it loaded the model: {report or reason}",
                 hint="it may need more memory: see --memory",
             )
         self._careful = self._careful or bool(items)
+        name = connection.welcome.name
+        if code != ErrorCode.TIMEOUT:
+            self._workers.notify(f"{name} was lost ({_first_line(report) or reason})")
+        # There is proof against an image that was a private worker's first, unless somebody ended
+        # the worker. One that hangs needs no such proof: it is the only one that has no answer.
+        first = not connection.answered or code == ErrorCode.TIMEOUT
+        if connection.private and items and first and not ending.by_hand:
+            (culprit,) = items
+            message = f"the worker died on this image: {_first_line(report) or reason}"
+            if code == ErrorCode.TIMEOUT:
+                message = f"the worker hung on this image: {reason}"
+            self._fail(culprit, ItemFailure(code or ErrorCode.WORKER_CRASHED, message))
+            self._losses = 0  # that is progress
+            self._trust -= 1
+            return
         self._losses += 1
         if self._losses > self._options.max_restarts:
             raise EngineError(
@@ -464,20 +510,10 @@ class Dispatch:
                 f"{report or reason}",
                 hint="`wuwan doctor` checks what a worker needs",
             )
-        name = connection.welcome.name
-        if code != ErrorCode.TIMEOUT:
-            self._workers.notify(f"{name} was lost ({_first_line(report) or reason})")
         for item in items:
             item.attempts += not ending.by_hand  # then it is not the image's fault
-            # Nor is there proof against an image that was not the worker's first: now it will be.
-            first = not connection.answered or code == ErrorCode.TIMEOUT
-            if connection.private and (ending.by_hand or not first):
-                self._suspects.appendleft(item)
-            elif connection.private:
-                message = f"the worker died on this image: {_first_line(report) or reason}"
-                if code == ErrorCode.TIMEOUT:
-                    message = f"the worker hung on this image: {reason}"
-                self._fail(item, ItemFailure(code or ErrorCode.WORKER_CRASHED, message))
+            if connection.private:
+                self._suspects.appendleft(item)  # now it will be the first
             elif item.attempts >= SUSPECT_AFTER:
                 self._suspects.append(item)
             else:

@@ -14,6 +14,7 @@ class ExitCode(enum.IntEnum):
     PARTIAL = 3  # finished, some images have an error record
     ENGINE = 4  # no worker could be had: Docker, the image, a GPU, the model
     LOCKED = 5  # another run holds the output
+    ABSENT = 6  # a directory that was named gave nothing, and the output was kept
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -32,6 +33,29 @@ class UsageError(WuwanError):
     """The arguments do not make sense together."""
 
     exit_code = ExitCode.USAGE
+
+
+class OptionError(UsageError):
+    """An option has a value that it cannot have."""
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        """
+        Args:
+            option: its name in the library, such as "batch_size" or "timeouts.batch".
+            value: what was given.
+            allowed: what it must be instead, to follow the words "must be".
+        """
+        self.option = option
+        try:
+            given = f"{value!r:.80}"
+        except Exception:  # of any object: an int of 5,000 digits has no text, for one
+            given = f"this {type(value).__name__}"
+        self._must = f"must be {allowed}, not {given}"
+        super().__init__(self.called(option))
+
+    def called(self, name: str) -> str:
+        """The message, for those who know the option by another name."""
+        return f"{name} {self._must}"
 
 
 class EngineError(WuwanError):
@@ -56,3 +80,9 @@ class LockedError(WuwanError):
     """Another run is writing the same output."""
 
     exit_code = ExitCode.LOCKED
+
+
+class AbsentError(WuwanError):
+    """What was named is not there or is empty; what an earlier run has found is kept."""
+
+    exit_code = ExitCode.ABSENT

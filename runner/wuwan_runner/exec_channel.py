@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from wuwan_runner import daemon
 from wuwan_runner.address import namespace
 from wuwan_runner.connection import Connection, ConnectionLostError
-from wuwan_runner.control import Control
+from wuwan_runner.control import Control, GoneError, NoAnswerError
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as containers
 from wuwan_runner.launchers.base import Ending
@@ -81,8 +81,17 @@ def control_of(name: str, timeouts: Timeouts) -> Iterator[Control]:
     try:
         with Control(ours, timeouts.control) as control:
             yield control
+    except GoneError:
+        # The channel has an end, too, and that one is no worker's.
+        if link.error is not None and not isinstance(link.error, _NoContainerError):
+            raise NoAnswerError(str(link.error)) from None
+        raise
     finally:
         link.release()
+
+
+class _NoContainerError(EngineError):
+    """There is no container of that name, and none is to be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +216,7 @@ class Link:
         state = self._state(client)
         if self._errand is None:
             if not state:
-                raise EngineError(f"there is no container {self._name}")
+                raise _NoContainerError(f"there is no container {self._name}")
         elif not state:
             if self._log is not None:  # we have started one already
                 ending = daemon.post_mortem(client, self._name).with_log(self._log.ended(_JOIN))

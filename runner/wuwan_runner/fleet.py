@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wuwan_runner import address, control, daemon, launchers
-from wuwan_runner.control import Control, NoAnswerError
+from wuwan_runner.control import Control, GoneError, NoAnswerError
 from wuwan_runner.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from wuwan_runner.address import Address
     from wuwan_runner.options import Timeouts
     from wuwan_worker.protocol import Status, Welcome
+
+
+# Each of them takes a Docker client and two threads more.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Member:
 
 
 def members(timeouts: Timeouts) -> list[Member]:
-    """The workers that are up.
+    """The workers that are up. One that ends meanwhile is not among them.
 
     Raises:
         EngineError: if DOCKER_HOST names a daemon elsewhere that does not answer.
@@ -55,20 +59,20 @@ def members(timeouts: Timeouts) -> list[Member]:
     ]
     known = {member.name for member in found}
     if daemon.is_remote():
-        found += [
-            _ask(Member(name, None, None), timeouts)
-            for name in _containers(timeouts)
-            if name not in known
-        ]
+        distant = [name for name in _containers(timeouts) if name not in known]
+        asked = control.side_by_side(lambda name: _ask(name, timeouts), distant, _AT_ONCE)
+        found += [member for member in asked if member is not None]
     return found
 
 
-def _ask(member: Member, timeouts: Timeouts) -> Member:
+def _ask(name: str, timeouts: Timeouts) -> Member | None:
     try:
-        with member.control(timeouts) as connection:
-            return Member(member.name, None, connection.status())
+        with Member(name, None, None).control(timeouts) as connection:
+            return Member(name, None, connection.status())
+    except GoneError:
+        return None
     except NoAnswerError as error:
-        return Member(member.name, None, None, str(error))
+        return Member(name, None, None, str(error))
 
 
 def _containers(timeouts: Timeouts) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner.errors import EngineError, UsageError
+from wuwan_runner.errors import EngineError
 from wuwan_worker import bundle
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from wuwan_runner.options import WorkerSpec
 
-_INDICES = re.compile(r"\d+(,\d+)*", re.ASCII)
 _INDEX = re.compile(r"\d+(:\d+)?", re.ASCII)  # in CDI
 _CDI_KIND = "nvidia.com/gpu="
 
@@ -47,22 +46,6 @@ class Placement:
     def device(self, slot: int) -> str | None:
         """The GPU of the worker in that slot; None for the CPU. More workers go round and round."""
         return self.devices[slot % len(self.devices)] if self.devices else None
-
-
-def check(choice: str) -> str:
-    """`choice` if it is one of auto, all, none, or indices such as 0,1.
-
-    Raises:
-        UsageError: otherwise, or if an index is named twice.
-    """
-    if _INDICES.fullmatch(choice):
-        indices = [int(index) for index in choice.split(",")]
-        if len(set(indices)) < len(indices):
-            raise UsageError(f"--gpus {choice} names a GPU twice", hint="each has one worker")
-        return ",".join(map(str, indices))
-    if choice in ("auto", "all", "none"):
-        return choice
-    raise UsageError(f"--gpus {choice!r} is not known", hint="auto, all, none, or indices: 0,1")
 
 
 def by_name(choice: str) -> bool:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from wuwan_worker.protocol import ErrorCode
+from wuwan_worker.protocol import ErrorCode, WarningCode
 
 VERSION = 1
 
@@ -44,6 +44,14 @@ class ItemFailure:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class ItemWarning:
+    """What was wrong with the data of an image that has labels all the same."""
+
+    code: WarningCode
+    message: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """What is known of one input: its labels or its error."""
@@ -54,6 +62,7 @@ class Record:
     width: int | None = None  # pixels, as displayed
     height: int | None = None
     error: ItemFailure | None = None
+    warning: ItemWarning | None = None  # beside labels: data were missing, or repaired
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON types; the schema is `record.schema.json`."""
@@ -62,6 +71,11 @@ class Record:
             content["labels"] = [label.to_dict() for label in self.labels]
             content["width"] = self.width
             content["height"] = self.height
+            if self.warning is not None:
+                content["warning"] = {
+                    "code": str(self.warning.code),
+                    "message": self.warning.message,
+                }
         else:
             content["error"] = {"code": str(self.error.code), "message": self.error.message}
         content["model"] = self.model
@@ -84,11 +98,21 @@ def path_fields(path: str) -> dict[str, str]:
         }
 
 
-def from_item(path: str, model: str, item: dict[str, Any]) -> Record:
-    """The record for a worker's result item (see `wuwan_worker.protocol.Results`)."""
+def from_item(path: str, model: str, item: dict[str, Any], *, strict: bool = False) -> Record:
+    """The record for a worker's result item (see `wuwan_worker.protocol.Results`).
+
+    With `strict` a warning is an error: `truncated`, as for data of which too much is missing.
+    """
+    warning = None
+    if found := item.get("warning"):
+        warning = ItemWarning(WarningCode(found["code"]), str(found["message"]))
     if error := item.get("error"):
         failure = ItemFailure(ErrorCode(error["code"]), str(error["message"]))
         return Record(path=path, model=model, error=failure)
+    if strict and warning is not None:
+        return Record(
+            path=path, model=model, error=ItemFailure(ErrorCode.TRUNCATED, warning.message)
+        )
     return Record(
         path=path,
         model=model,
@@ -104,4 +128,5 @@ def from_item(path: str, model: str, item: dict[str, Any]) -> Record:
             )
             for entry in item["labels"]
         ),
+        warning=warning,
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.records import Record
     from wuwan_runner.staff import Staff
+    from wuwan_runner.survey import Survey
     from wuwan_worker.protocol import Welcome
 
 
@@ -71,10 +72,12 @@ class Tagger:
         self._launcher: Launcher | None = None
 
     def tag(
-        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        survey: Survey | None = None,
     ) -> Generator[Record, None, None]:
-        """One record for each image under `paths`, in order. Errors as `tag_batches`."""
-        with closing(self.tag_batches(paths)) as batches:
+        """One record for each image under `paths`, in order. Errors, `survey` as `tag_batches`."""
+        with closing(self.tag_batches(paths, survey=survey)) as batches:
             for batch in batches:
                 yield from batch
 
@@ -82,6 +85,7 @@ class Tagger:
         self,
         paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | None],
         done: Callable[[str], bool] = _never,
+        survey: Survey | None = None,
     ) -> Generator[list[Record], None, None]:
         """The same, as many records at a time as become available together.
 
@@ -92,6 +96,7 @@ class Tagger:
                 that grows slowly holds up no record.
             done: called with each input's path, in order, until it first says no; the inputs
                 before that one are left out. So an interrupted run is taken up again.
+            survey: is told what directories hold besides images, and which of them gave none.
 
         Raises:
             EngineError: if no worker can be had, or none that lives.
@@ -100,7 +105,7 @@ class Tagger:
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
         named = (None if path is None else os.fspath(path) for path in paths)
-        found = _remaining(discover(named, self._options.selection), done)
+        found = _remaining(discover(named, self._options.selection, survey), done)
         with closing(Dispatch(found, self._staff, self._options).run()) as batches:
             yield from batches
 

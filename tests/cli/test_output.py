@@ -36,6 +36,7 @@ def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+OLD = '{"v":1,"path":"old.jpg","error":{"code":"unreadable","message":"old"},"model":"m"}\n'
 # More than a worker takes at a time: then records come although the list has no end yet.
 MANY = 200
 
@@ -65,7 +66,7 @@ def wait_for_records(path: Path, deadline: float = 30.0) -> None:
 def test_the_file_appears_when_it_is_complete(wuwan: Any, photos: Path, tmp_path: Path) -> None:
     """It replaces the old one, keeps its mode, and a link to it stays a link."""
     target, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
-    target.write_text("old\n")
+    target.write_text(OLD)
     target.chmod(0o640)
     link.symlink_to(target)
     done = wuwan("tag", "--runner=local", photos, "-o", link)
@@ -79,10 +80,10 @@ def test_the_file_appears_when_it_is_complete(wuwan: Any, photos: Path, tmp_path
 def test_a_failed_run_leaves_the_old_file(wuwan: Any, photos: Path, tmp_path: Path) -> None:
     """No worker can be had: the old content stays, and no partial file."""
     target = tmp_path / "out.jsonl"
-    target.write_text("old\n")
+    target.write_text(OLD)
     done = wuwan("tag", "--runner=local", "--model=nope", photos, "-o", target)
     assert done.returncode == 4
-    assert target.read_text() == "old\n"
+    assert target.read_text() == OLD
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -157,7 +158,7 @@ def test_two_runs_cannot_write_the_same_file(wuwan: Any, photos: Path, tmp_path:
 def test_what_a_killed_run_left_is_taken_over(wuwan: Any, photos: Path, tmp_path: Path) -> None:
     """A partial file without a holder is no lock."""
     target, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
-    partial.write_text("x" * 100_000)
+    partial.write_text(OLD * 1000 + OLD[:20])
     done = wuwan("tag", "--runner=local", photos, "-o", target)
     assert done.returncode == 0, done.stderr
     assert target.read_bytes().count(b"\n") == 4
@@ -189,14 +190,14 @@ def test_an_output_without_a_name(wuwan: Any, photos: Path) -> None:
 def test_a_signal_keeps_what_is_finished(photos: Path, tmp_path: Path, number: int) -> None:
     """We die of the signal itself; FILE is untouched, FILE.partial has whole records."""
     target, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
-    target.write_text("old\n")
+    target.write_text(OLD)
     with running("-", "-o", target) as process:
         feed(process, photos / "rocket.jpg", MANY)
         wait_for_records(partial)
         process.send_signal(number)
         code, errors = ended(process)
     assert code == -number
-    assert target.read_text() == "old\n"
+    assert target.read_text() == OLD
     lines = partial.read_text().splitlines()
     assert [json.loads(line)["v"] for line in lines] == [1] * len(lines)
     records = "1 record" if len(lines) == 1 else f"{len(lines)} records"

@@ -72,6 +72,28 @@ def test_failures_get_error_records_and_exit_code_3(
     assert b"3 of 4 images failed" in done.stderr
 
 
+def test_a_damaged_photo_has_labels_and_a_warning(wuwan: Any, photos: Path, tmp_path: Path) -> None:
+    """It is counted, and the run is a success; with --strict it is an error."""
+    content = (photos / "rocket.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) * 9 // 10])
+    (tmp_path / "no-end.jpg").write_bytes(content[:-2])
+    (tmp_path / "whole.jpg").write_bytes(content)
+    done = wuwan(*local(tmp_path))
+    assert done.returncode == 0, done.stderr
+    cut, whole_but_its_end, whole = records(done.stdout)
+    assert cut["warning"]["code"] == whole_but_its_end["warning"]["code"] == "truncated"
+    assert "% of the picture is there" in cut["warning"]["message"]
+    assert "warning" not in whole
+    assert cut["labels"]
+    assert whole_but_its_end["labels"] == whole["labels"]
+    assert b"2 of 3 images are damaged" in done.stderr
+    strict = wuwan(*local(tmp_path, "--strict"))
+    assert strict.returncode == 3
+    codes = [record.get("error", {}).get("code") for record in records(strict.stdout)]
+    assert codes == ["truncated", "truncated", None]
+    assert b"damaged" not in strict.stderr.split(b"failed")[-1]
+
+
 def test_the_environment_of_cron(wuwan: Any, photos: Path, namespace: str) -> None:
     """No HOME, no PATH, LANG=C, standard input closed: it works, and Chinese is still UTF-8."""
     done = wuwan(
@@ -157,6 +179,28 @@ def test_usage_errors_exit_with_2(wuwan: Any, arguments: tuple[str, ...]) -> Non
     assert done.returncode == 2, done.stderr
     assert done.stdout == b""
     assert done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch-size", "200"), "--batch-size must be a whole number from 1 to 32, not 200"),
+        (("--top-k", "0"), "--top-k must be a whole number from 1 to 1,000,000, not 0"),
+        (("--min-score", "nan"), "--min-score must be a number from 0 to 1, not nan"),
+        (
+            ("--timeout", "0"),
+            "--timeout must be a number of seconds over 0 and at most 1,000,000, not 0.0",
+        ),
+        (("--runner", "cloud"), "--runner must be one of auto, docker, local, not 'cloud'"),
+        (("--memory", "lots"), "--memory must be an amount such as 512m or 4g, not 'lots'"),
+    ],
+)
+def test_options_have_the_names_that_users_know(
+    wuwan: Any, arguments: tuple[str, str], message: str
+) -> None:
+    """One line: the option as it was typed, what it must be, and what it was."""
+    done = wuwan("tag", "x", *arguments)
+    assert (done.returncode, done.stderr.decode()) == (2, f"wuwan: {message}\n")
 
 
 def test_an_unknown_model_exits_with_4(wuwan: Any, photos: Path) -> None:

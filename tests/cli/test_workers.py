@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wuwan_runner import Tagger, TagOptions
-from wuwan_runner.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,11 +57,12 @@ def test_one_path_is_no_list_of_letters(photos: Path) -> None:
             assert [record.path for record in batch] == [str(photo)]
 
 
-@pytest.mark.parametrize("wrong", [{"top_k": 0}, {"min_score": 2.0}, {"min_score": -0.1}])
-def test_options_that_leave_no_label(wrong: dict[str, Any]) -> None:
-    """The API refuses what the command line does."""
-    with pytest.raises(UsageError):
-        TagOptions(**wrong)
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_stop_waits_for_a_usable_time(wuwan: Any, seconds: str) -> None:
+    """Anything else is an error of usage, not one of the program."""
+    done = wuwan("stop", "--all", f"--timeout={seconds}")
+    assert done.returncode == 2
+    assert b"--timeout must be a number of seconds" in done.stderr
 
 
 def test_a_name_that_no_image_can_have(wuwan: Any) -> None:

@@ -72,7 +72,7 @@ def hostile(tmp_path: Path, photos: Path) -> Iterator[tuple[Path, dict[str, str 
 
     put("01-good.jpg", None, jpeg)
     put("02-huge.png", "too_large", _png(20_000, 20_000, bytes(20_000 * 2501)))
-    put("03-cut.jpg", "truncated", jpeg[: len(jpeg) // 2])
+    put("03-cut.jpg", "truncated", jpeg[: len(jpeg) // 4])
     put("04-cut-in-the-header.jpg", "truncated", jpeg[:30])
     put("05-eps.jpg", "unsupported", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     put("06-empty.jpg", "not_an_image", b"")

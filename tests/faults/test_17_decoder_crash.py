@@ -76,3 +76,41 @@ def test_decoder_that_stops_the_whole_worker(tools: Any, wuwan: Any, faulty_loca
     records = tools.parsed(done.stdout)
     album.check(records, tools.expected)
     assert records[1]["error"]["code"] == "timeout"
+
+
+def test_many_culprits_before_the_first_good_photo(
+    tools: Any, wuwan: Any, faulty_local: Any
+) -> None:
+    """Each culprit found is progress: 30 of them do not end a run that has photos to label."""
+    faulty_local()
+    album = tools.album(45, dict.fromkeys(range(30), "segfault"))
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 2, timeout=110)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    codes = [record["error"]["code"] for record in records if "error" in record]
+    assert codes == ["worker_crashed"] * 30
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_culprits_among_good_photos(
+    tools: Any, wuwan: Any, faulty_local: Any, workers: int
+) -> None:
+    """Every other file kills its worker: each good photo has its labels all the same."""
+    faulty_local()
+    album = tools.album(24, dict.fromkeys(range(0, 24, 2), "exit"))
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 2, "--workers", workers)
+    assert done.returncode == 3, done.stderr.decode()
+    album.check(tools.parsed(done.stdout), tools.expected)
+
+
+def test_workers_that_die_of_everything_end_the_run(
+    tools: Any, wuwan: Any, faulty_local: Any
+) -> None:
+    """No image is blamed for what the worker is to blame for, and the run ends in bounded time."""
+    faulty_local(WUWAN_FAULT_INFER_AFTER="0")
+    album = tools.album(200)
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 1, timeout=110)
+    assert done.returncode == 4, done.stderr.decode()
+    assert b"workers were lost without one image labelled" in done.stderr
+    assert not done.stdout

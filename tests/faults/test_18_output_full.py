@@ -126,9 +126,10 @@ def test_full_disk(
         _released(tools, runner, warm)
         # An older result is not lost to a run that fails.
         (tmp_path / "disk/tags.jsonl.partial").unlink()
-        target.write_bytes(b"old\n")
+        old = b'{"v":1,"path":"old.jpg","labels":[],"width":1,"height":1,"model":"m"}\n'
+        target.write_bytes(old)
         assert wuwan("tag", album.root, *warm, "-o", target, **limit).returncode == 1
-        assert target.read_bytes() == b"old\n"
+        assert target.read_bytes() == old
         if mounted:
             space = ["mount", "-o", "remount,size=1m", str(tmp_path / "disk")]
             subprocess.run(space, capture_output=True, timeout=10, check=True)

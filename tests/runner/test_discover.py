@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
 import shutil
@@ -208,25 +210,122 @@ def test_a_loop_of_directories_ends(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["d/e/a.jpg", "d/other/a.jpg"]
 
 
+def _failures(root: Path, **selection: object) -> dict[str, str]:
+    """The messages of what fails in `root`, by name; all failures are of one code."""
+    found = list(discover.discover([str(root)], Selection(**selection)))  # type: ignore[arg-type]
+    failed = [(one.path, one.failure) for one in found if one is not None and one.failure]
+    assert {failure.code for _, failure in failed} <= {ErrorCode.UNREADABLE}
+    return {os.path.relpath(path, root): failure.message for path, failure in failed}
+
+
 def test_a_loop_of_links_is_one_failure(tmp_path: Path) -> None:
-    """Links that lead to each other are found as files and fail when they are opened."""
+    """Links that lead to each other are failures, whether they look like an image or an album."""
     (tmp_path / "a.jpg").symlink_to("b.jpg")
     (tmp_path / "b.jpg").symlink_to("a.jpg")
     (tmp_path / "c").symlink_to("c")
-    assert _names(tmp_path) == ["a.jpg", "b.jpg"]
+    message = "Too many levels of symbolic links"
+    assert _failures(tmp_path) == {"a.jpg": message, "b.jpg": message, "c": message}
     with pytest.raises(OpenError, match="symbolic link"):
         open_image(str(tmp_path / "a.jpg"))
     (found,) = discover.discover([str(tmp_path / "c")], Selection())
+    assert found is not None
     assert found.failure is not None
     assert found.failure.code == ErrorCode.UNREADABLE
 
 
-def test_a_link_to_nothing(tmp_path: Path) -> None:
-    """A dangling link is an input that cannot be opened."""
-    (tmp_path / "a.jpg").symlink_to("nothing")
-    assert _names(tmp_path) == ["a.jpg"]
+ALBUMS = ["album", "2024.08", "2024.08.15", "St. Moritz", "v1.2", "假期", "a.b.", "all.holidays"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", *ALBUMS])
+def test_a_link_to_nothing(tmp_path: Path, name: str) -> None:
+    """A dangling link that is an image by its name, or may have been an album, is a failure."""
+    (tmp_path / name).symlink_to("nothing")
+    assert _failures(tmp_path) == {name: "No such file or directory"}
+    assert _failures(tmp_path, exclude=(name,)) == {}
     with pytest.raises(OpenError, match="No such file"):
-        open_image(str(tmp_path / "a.jpg"))
+        open_image(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "a.CR3", "clip.mp4", "old.7z", ".album"])
+def test_a_link_to_nothing_that_was_no_album(tmp_path: Path, name: str) -> None:
+    """Another file's extension, or a hidden name: it would not have been taken."""
+    (tmp_path / name).symlink_to("nothing")
+    assert _failures(tmp_path) == {}
+
+
+def test_a_link_to_nothing_where_no_album_is_wanted(tmp_path: Path) -> None:
+    """Without recursion only what is an image by its name would have been taken."""
+    for name in ("album", "a.jpg"):
+        (tmp_path / name).symlink_to("nothing")
+    assert list(_failures(tmp_path, recursive=False)) == ["a.jpg"]
+    assert list(_failures(tmp_path, include=("b*",))) == ["album"]
+
+
+def test_a_link_into_a_locked_directory(public: Path) -> None:
+    """An album behind a directory that cannot be entered is one failure, and so is a photo."""
+    _make(public, "locked/album/x.jpg", "locked/b.jpg", "photos/a.jpg", "photos/z.jpg")
+    (public / "photos/album").symlink_to(public / "locked/album")
+    (public / "photos/b.jpg").symlink_to(public / "locked/b.jpg")
+    (public / "locked").chmod(0o000)
+
+    def check() -> bool:
+        found = list(discover.discover([str(public / "photos")], Selection()))
+        failed = {"album": "Permission denied", "b.jpg": "Permission denied"}
+        return len(found) == 4 and _failures(public / "photos") == failed
+
+    assert _as_nobody(check)
+
+
+class BadEntry:
+    """A name of a file system that gives no types, and whose inode cannot be read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_symlink(self) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    is_dir = stat = is_symlink
+
+
+def _scandir(
+    monkeypatch: pytest.MonkeyPatch, bad: tuple[str, ...] = (), *, ends: bool = False
+) -> None:
+    real = os.scandir
+
+    @contextlib.contextmanager
+    def scandir(path: str) -> Iterator[Iterator[object]]:
+        def listed() -> Iterator[object]:
+            yield from [BadEntry(name) for name in bad]
+            yield from entries
+            if ends:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with real(path) as entries:
+            yield listed()
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_bad_entry_does_not_cost_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One failure for what may be an image or an album, in its place; all the others are found."""
+    _make(tmp_path, "a.jpg", "d.jpg")
+    _scandir(monkeypatch, ("b.jpg", "c", "notes.txt"))
+    found = list(discover.discover([str(tmp_path)], Selection()))
+    assert [os.path.basename(one.path) for one in found if one] == ["a.jpg", "b.jpg", "c", "d.jpg"]
+    assert _failures(tmp_path) == {"b.jpg": "Input/output error", "c": "Input/output error"}
+
+
+def test_a_listing_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before is found, and the directory is a failure, since there may be more."""
+    _make(tmp_path, "b/2.jpg", "b/1.jpg", "c.jpg")
+    _scandir(monkeypatch, ends=True)
+    found = list(discover.discover([str(tmp_path)], Selection()))
+    names = [os.path.relpath(one.path, tmp_path) for one in found if one]
+    assert names == ["b/1.jpg", "b/2.jpg", "b", "c.jpg", "."]
+    assert set(_failures(tmp_path)) == {"b", "."}
 
 
 def test_what_does_not_exist_is_a_failure() -> None:

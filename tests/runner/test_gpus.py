@@ -45,18 +45,23 @@ def choose(
 @pytest.mark.parametrize("choice", ["auto", "all", "none", "0", "3", "0,1", "10,2"])
 def test_choices(choice: str) -> None:
     """Words and indices are known."""
-    assert gpus.check(choice) == choice
+    assert WorkerSpec(gpus=choice).gpus == choice
+
+
+def test_equal_choices_make_equal_specs() -> None:
+    """Else two runs that want the same GPU would not share its worker."""
+    assert WorkerSpec(gpus="0,01") == WorkerSpec(gpus="0,1")
 
 
 @pytest.mark.parametrize(
-    "choice", ["", "some", "0,", ",1", "0 1", "-1", "0\n", "gpu0", "ALL", "1,1", "0,00", "٣"]
+    "choice",
+    ["", "some", "0,", ",1", "0 1", "-1", "0\n", "gpu0", "ALL", "1,1", "0,00", "٣", "9" * 5000],
 )
 def test_other_choices_are_refused(choice: str) -> None:
     """Anything else is an error of usage; so is a GPU that is named twice."""
     with pytest.raises(UsageError) as caught:
-        gpus.check(choice)
+        WorkerSpec(gpus=choice)
     assert caught.value.exit_code == ExitCode.USAGE
-    assert caught.value.hint
 
 
 @pytest.mark.parametrize("offer", [None, TWO, UNKNOWN])

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wuwan_runner import records
-from wuwan_runner.records import ItemFailure, Label, Record
-from wuwan_worker.protocol import ErrorCode
+from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
+from wuwan_worker.protocol import ErrorCode, WarningCode
 
 DOG = Label("金毛寻回犬", 0.93, "n02099601", ("犬", "动物"))
 SCHEMA = json.loads(resources.files("wuwan_runner").joinpath("record.schema.json").read_text())
@@ -44,6 +44,24 @@ def test_an_image_without_labels() -> None:
     """No label over the limit is an empty list, not an error."""
     record = Record(path="a.jpg", model="m", width=1, height=1)
     assert _read(record.to_json())["labels"] == []
+
+
+@pytest.mark.parametrize("code", list(WarningCode))
+def test_an_image_with_a_warning(code: WarningCode) -> None:
+    """Labels of a damaged photo have a warning beside them; with `strict` it is an error."""
+    item = {
+        "id": 0,
+        "width": 4,
+        "height": 3,
+        "labels": [],
+        "warning": {"code": code, "message": "x"},
+    }
+    record = records.from_item("a.jpg", "m", item)
+    assert record.warning == ItemWarning(code, "x")
+    assert _read(record.to_json())["warning"] == {"code": code.value, "message": "x"}
+    strict = records.from_item("a.jpg", "m", item, strict=True)
+    assert _read(strict.to_json())["error"] == {"code": "truncated", "message": "x"}
+    assert records.from_item("a.jpg", "m", item | {"warning": None}).warning is None
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))

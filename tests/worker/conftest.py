@@ -170,7 +170,7 @@ def _listener() -> tuple[str, socket.socket]:
 class InProcess:
     """A server on a thread of this process, with an engine that answers when it is told to."""
 
-    def __init__(self, *, token: str = "", shared: bool = True, **lifecycle: Any) -> None:
+    def __init__(self, token: str = "", shared: bool = True, **lifecycle: Any) -> None:
         self.name, listener = _listener()
         self.lifecycle = Lifecycle(**({"ttl": 3600.0, "grace": 3600.0} | lifecycle))
         identity = Identity(name="test", model="none", fingerprint="0" * 64, runner="test")
@@ -235,7 +235,7 @@ class InProcess:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., InProcess]]:
-    """Starts servers in this process; keywords are the server's and the lifecycle's."""
+    """Starts servers in this process; keywords are `InProcess`'s."""
     servers: list[InProcess] = []
 
     def make(**options: Any) -> InProcess:

@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from wuwan_worker import bundle, decode
 from wuwan_worker.decode import Decoded, ItemError
+from wuwan_worker.decoding import prepare
 from wuwan_worker.protocol import ErrorCode
 
 if TYPE_CHECKING:
@@ -338,7 +339,7 @@ def test_bands_join_without_seams(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large palette image that is converted a few rows at a time looks as if done in one go."""
     content = _saved(_photo(1500, 1100).quantize(64), "PNG")
     expected = _decode(content).pixels
-    monkeypatch.setattr(decode, "_BAND_PIXELS", 7000)
+    monkeypatch.setattr(prepare, "_BAND_PIXELS", 7000)
     assert np.array_equal(_decode(content).pixels, expected)
 
 
@@ -442,22 +443,6 @@ def test_a_device_without_end_is_not_read_to_its_end() -> None:
 def test_an_empty_file() -> None:
     """0 bytes are `not_an_image`."""
     assert _refused(b"") == (ErrorCode.NOT_AN_IMAGE, "the file is empty")
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "HEIF", "AVIF"])
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_cut_files(file_format: str, part: float) -> None:
-    """A file that ends early is `truncated`, wherever it was cut."""
-    content = _saved(_photo(400, 300), file_format)
-    code, message = _refused(content[: int(len(content) * part)])
-    assert code == ErrorCode.TRUNCATED
-    assert message
-
-
-def test_a_cut_progressive_jpeg() -> None:
-    """Half of a progressive JPEG is no sharp picture."""
-    content = _saved(_photo(), "JPEG", progressive=True)
-    assert _refused(content[: len(content) // 2])[0] == ErrorCode.TRUNCATED
 
 
 @pytest.mark.parametrize("length", [3, 12, 20])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from wuwan_worker import decode
 from wuwan_worker.bundle import InputSpec
-from wuwan_worker.decode import Decoded, ItemError
+from wuwan_worker.decode import Decoded, Refused
 from wuwan_worker.engine import Engine
 from wuwan_worker.jobs import FairQueue, Job, Options
 from wuwan_worker.labels import Label
@@ -42,12 +42,12 @@ class Batches:
         self.sizes: list[int] = []
         self.broken = False
 
-    def decode(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
+    def decode(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
         self.sizes.append(len(jobs))
         if self.broken:
             raise RuntimeError("the GPU has fallen off the bus")
         good = Decoded(np.full((8, 8, 3), MARK, np.uint8), 1, 1)
-        bad = ItemError(ErrorCode.TRUNCATED, "odd")
+        bad = Refused(ErrorCode.TRUNCATED, "odd")
         return [bad if job.id % 2 else good for job in jobs]
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("torchvision", reason="torchvision is not installed")
 from wuwan_worker import bundle, cores, decode  # noqa: E402
 from wuwan_worker.backends import jpegs  # noqa: E402
 from wuwan_worker.backends.jpegs import JpegDecoder  # noqa: E402
-from wuwan_worker.decode import Decoded, ItemError  # noqa: E402
+from wuwan_worker.decode import Decoded, Refused  # noqa: E402
 from wuwan_worker.jobs import Job, Options  # noqa: E402
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _oriented(orientation: int) -> bytes:
 
 def _decode(
     memory_file: Files, contents: list[bytes], *, exact: bool = False
-) -> list[Decoded | ItemError]:
+) -> list[Decoded | Refused]:
     options = Options(top_k=5, min_score=0.0, exact=exact, level="")
     work = [Job(0, number, memory_file(data), options) for number, data in enumerate(contents)]
     return JpegDecoder(SPEC, CPU).decode(work)
@@ -135,17 +135,14 @@ def test_the_rest_is_left_to_the_other_decoder(memory_file: Files, batches: list
     assert sum(isinstance(image, Decoded) for image in found) == 4
 
 
-def _alone(descriptor: int) -> Decoded | ItemError:
-    try:
-        return decode.decode(descriptor, SPEC)
-    except ItemError as error:
-        return error
+def _alone(descriptor: int) -> Decoded | Refused:
+    return decode.attempt(descriptor, SPEC)
 
 
-def _told(image: Decoded | ItemError) -> tuple[object, ...]:
+def _told(image: Decoded | Refused) -> tuple[object, ...]:
     """What can be compared."""
-    if isinstance(image, ItemError):
-        return image.code, str(image)
+    if isinstance(image, Refused):
+        return image.code, image.message
     return image.width, image.height, image.pixels.tobytes()
 
 
@@ -158,7 +155,7 @@ def test_one_damaged_file_costs_no_other_its_labels(memory_file: Files, batches:
     first, second, third = _decode(memory_file, [good[0], bytes(damaged), good[1]])
     assert batches == [3]
     assert isinstance(first, Decoded)
-    assert isinstance(second, ItemError)
+    assert isinstance(second, Refused)
     assert second.code == "truncated"
     assert isinstance(third, Decoded)
     assert (third.width, third.height) == (375, 500)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wuwan_worker.bundle import Bundle
-    from wuwan_worker.decode import Decoded, ItemError
+    from wuwan_worker.decode import Decoded, Refused
     from wuwan_worker.jobs import Job
     from wuwan_worker.labels import Level
 
@@ -29,7 +29,7 @@ class BatchDecoder(Protocol):
     most: int
     """It takes no more at once."""
 
-    def decode(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
+    def decode(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
         """An image or what is wrong with it, for each job in order. Closes no descriptor."""
         ...
 

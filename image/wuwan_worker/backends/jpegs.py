@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin, MpoImagePlugin  # noqa: F401  # each registers its format
 from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from wuwan_worker import cores, decode
-from wuwan_worker.decode import Decoded, ItemError
+from wuwan_worker.decode import Decoded, ItemError, Refused
+from wuwan_worker.decoding import jpeg, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -61,13 +62,13 @@ class JpegDecoder:
         # What a GPU does not decode must not queue up behind one thread.
         self._rest = ThreadPoolExecutor(cores.available(), "decode-rest")
 
-    def decode(self, jobs: Sequence[Job]) -> list[Decoded | ItemError]:
+    def decode(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
         """See `BatchDecoder.decode`."""
         jpegs = {number: jpeg for number, job in enumerate(jobs) if (jpeg := _jpeg(job))}
         rest = [number for number in range(len(jobs)) if number not in jpegs]
         # Begun first: they are decoded while the GPU works.
         others = [self._rest.submit(self._on_cpu, jobs[number]) for number in rest]
-        found: dict[int, Decoded | ItemError] = {}
+        found: dict[int, Decoded | Refused] = {}
         for batch in _batches(jpegs):
             if squares := self._squares([jpegs[number] for number in batch]):
                 found |= zip(batch, squares, strict=True)
@@ -77,11 +78,8 @@ class JpegDecoder:
         found |= zip(rest, (other.result() for other in others), strict=True)
         return [found[number] for number in range(len(jobs))]
 
-    def _on_cpu(self, job: Job) -> Decoded | ItemError:
-        try:
-            return decode.decode(job.descriptor, self._spec, exact=job.options.exact)
-        except ItemError as error:
-            return error
+    def _on_cpu(self, job: Job) -> Decoded | Refused:
+        return decode.attempt(job.descriptor, self._spec, exact=job.options.exact)
 
     def _squares(self, jpegs: Sequence[_Jpeg]) -> list[Decoded]:
         """One for each, or none at all."""
@@ -103,7 +101,7 @@ class JpegDecoder:
         return [
             Decoded(square, *jpeg.size)
             if jpeg.orientation == 1
-            else decode.turned(Image.fromarray(square), jpeg.orientation, jpeg.size)
+            else prepare.turned(Image.fromarray(square), jpeg.orientation, jpeg.size)
             for square, jpeg in zip(pixels, jpegs, strict=True)
         ]
 
@@ -120,7 +118,7 @@ class JpegDecoder:
     def _square(self, image: Any) -> Any:
         """(3, height, width) to (3, size, size), uint8."""
         height, width = image.shape[1:]
-        resized, (top, left) = decode.crop((height, width), self._spec)
+        resized, (top, left) = prepare.crop((height, width), self._spec)
         scaled = functional.interpolate(
             image[None].float(),
             size=resized,
@@ -137,8 +135,8 @@ def _batches(jpegs: Mapping[int, _Jpeg]) -> Iterator[list[int]]:
     """Their numbers, in groups of at most `MAX_BATCH_PIXELS`."""
     batch: list[int] = []
     room = MAX_BATCH_PIXELS
-    for number, jpeg in jpegs.items():
-        pixels = jpeg.size[0] * jpeg.size[1]
+    for number, content in jpegs.items():
+        pixels = content.size[0] * content.size[1]
         if pixels > room:
             yield batch
             batch, room = [], MAX_BATCH_PIXELS
@@ -165,6 +163,7 @@ def _plain(data: bytes) -> _Jpeg | None:
     if not data.startswith(_HEAD) or _END not in data[-_TAIL:]:
         return None
     try:
+        head = jpeg.header(data)
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             width, height = image.size
             ordinary = (
@@ -173,6 +172,6 @@ def _plain(data: bytes) -> _Jpeg | None:
                 and width * height <= MAX_PIXELS
                 and max(width, height) <= MAX_RATIO * min(width, height)
             )
-            return _Jpeg(data, image.size, decode.orientation_of(image)) if ordinary else None
+            return _Jpeg(data, image.size, head.orientation) if ordinary else None
     except Exception:  # the CPU's decoder says what is wrong
         return None

@@ -1,0 +1,310 @@
+"""Questions to workers: asked side by side, and what counts as an answer."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from wuwan_runner import address, checks, control, fleet
+from wuwan_runner.address import Address
+from wuwan_runner.checks import Outcome, Scope
+from wuwan_runner.control import Control, GoneError, NoAnswerError
+from wuwan_runner.options import Timeouts
+from wuwan_worker import protocol
+from wuwan_worker.protocol import (
+    Done,
+    Fatal,
+    FatalCode,
+    FrameDecoder,
+    Hello,
+    Message,
+    Status,
+    StatusRequest,
+    Stop,
+    Stopping,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WELCOME = Welcome(
+    name="a-worker",
+    model="none",
+    fingerprint="",
+    runner="local",
+    device="nothing",
+    state="ready",
+    pid=1,
+    credits=32,
+    readable=True,
+)
+STATUS = Status(
+    name="a-worker",
+    model="none",
+    runner="local",
+    device="nothing",
+    state="ready",
+    pid=1,
+    clients=0,
+    images_done=0,
+    queued=0,
+    idle_for=1.0,
+    ttl=30.0,
+    ttl_left=29.0,
+    memory=0,
+    gpu_memory=0,
+    uptime=1.0,
+)
+HUNG = 8
+PATIENCE = 0.5  # seconds
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[str], socket.socket]]:
+    """`listen(slot)` takes the name of a worker in that slot, and says nothing."""
+    with contextlib.ExitStack() as stack:
+
+        def make(slot: str) -> socket.socket:
+            listener = address.listen(Address("key", slot))
+            assert listener is not None
+            return stack.enter_context(listener)
+
+        yield make
+
+
+@pytest.fixture
+def stub(listen: Callable[[str], socket.socket]) -> Iterator[Callable[[str], None]]:
+    """`stub(slot)` starts a real worker there, one that has no model to load."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(slot: str) -> None:
+        with listen(slot) as listener:
+            command = [sys.executable, "-m", "wuwan_worker.stub", "--listen-fd"]
+            processes.append(
+                subprocess.Popen(
+                    [*command, str(listener.fileno())],
+                    pass_fds=[listener.fileno()],
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+        with control.attach(Address("key", slot), 20.0) as worker:
+            worker.status()
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(20)
+
+
+def test_those_that_hang_cost_one_timeout(
+    listen: Callable[[str], socket.socket], stub: Callable[[str], None]
+) -> None:
+    """However many they are, and those that answer are seen, in a stable order."""
+    for number in range(HUNG):
+        listen(f"{number}")
+    stub("3a")
+    stub("9")
+    begin = time.monotonic()
+    seen = control.survey(PATIENCE)
+    took = time.monotonic() - begin
+    assert PATIENCE <= took < 2 * PATIENCE, took
+    assert [one.address.slot for one in seen] == [*"0123", "3a", *"4567", "9"]
+    assert [one.address.slot for one in seen if one.status] == ["3a", "9"]
+    assert {one.problem for one in seen if not one.status} == {"no answer within 0.5 s"}
+    assert not [one for one in threading.enumerate() if one.name.startswith("ask")]
+
+
+def test_one_is_left_out(listen: Callable[[str], socket.socket]) -> None:
+    """The one that is just being started is not asked."""
+    for slot in "01":
+        listen(slot)
+    (seen,) = control.survey(0.1, without=Address("key", "0"))
+    assert seen.address == Address("key", "1")
+
+
+def test_a_greeting_buys_no_more_time(listen: Callable[[str], socket.socket]) -> None:
+    """Who greets late and then hangs has no second timeout."""
+    listener = listen("0")
+
+    def greet() -> None:
+        peer, _ = listener.accept()
+        with peer:
+            time.sleep(0.6 * PATIENCE)
+            peer.sendall(protocol.encode(WELCOME))
+            peer.recv(1 << 16)
+            time.sleep(PATIENCE)
+
+    thread = threading.Thread(target=greet)
+    thread.start()
+    begin = time.monotonic()
+    (seen,) = control.survey(PATIENCE)
+    assert time.monotonic() - begin < 1.3 * PATIENCE
+    assert seen.status is None
+    thread.join(5)
+
+
+@pytest.mark.parametrize("moment", ["before it accepts", "after Hello", "after Welcome"])
+def test_who_ends_meanwhile_is_gone(
+    listen: Callable[[str], socket.socket], stub: Callable[[str], None], moment: str
+) -> None:
+    """It is no worker that does not answer: nobody lists it, and the doctor finds nothing wrong."""
+    stub("1")
+    listener = listen("0")
+
+    def vanish() -> None:
+        if moment == "before it accepts":
+            time.sleep(0.2)
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            return
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                with peer:
+                    if moment == "after Welcome":
+                        peer.recv(1)
+                        peer.sendall(protocol.encode(WELCOME))
+                    time.sleep(0.1)  # what comes now is never read: the end is a reset
+
+    thread = threading.Thread(target=vanish)
+    thread.start()
+    try:
+        assert [member.name for member in fleet.members(Timeouts(control=5.0))] == ["wuwan-stub"]
+        check = checks.warm_workers(Scope(timeouts=Timeouts(control=5.0)))
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+    assert check.outcome is Outcome.OK, check
+    assert check.detail.startswith("1: ")
+
+
+def test_workers_elsewhere_are_asked_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight of them at a time, in the order of their names; one that has gone is left out."""
+    names = [f"worker-{number:02}" for number in range(16)]
+    most = at_once = 0
+    lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def control_of(name: str, timeouts: Timeouts) -> Iterator[Any]:
+        nonlocal most, at_once
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(timeouts.control)
+        with lock:
+            at_once -= 1
+        if name == "worker-03":
+            raise GoneError
+        raise NoAnswerError("no answer")
+        yield
+
+    monkeypatch.setattr("wuwan_runner.exec_channel.control_of", control_of)
+    monkeypatch.setattr("wuwan_runner.daemon.is_remote", lambda: True)
+    monkeypatch.setattr(fleet, "_containers", lambda _: names)
+    begin = time.monotonic()
+    found = fleet.members(Timeouts(control=0.3))
+    assert time.monotonic() - begin < 4 * 0.3
+    assert most == 8
+    assert [member.name for member in found] == [name for name in names if name != "worker-03"]
+
+
+# ---------------------------------------------------------------- one connection
+
+
+class Peer:
+    """The worker's end of a connection: answers each message as a script says."""
+
+    def __init__(self, *script: list[Message] | bytes) -> None:
+        self.ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.heard: list[Message] = []
+        self._script = script
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        decoder = FrameDecoder()
+        with contextlib.suppress(OSError), self._theirs as sock:
+            for answers in self._script:
+                while True:
+                    data, descriptors = protocol.receive(sock)
+                    if not data:
+                        return
+                    if frames := decoder.feed(data, descriptors):
+                        break
+                for frame in frames:
+                    self.heard.append(frame.message)
+                    frame.close()
+                sock.sendall(
+                    answers
+                    if isinstance(answers, bytes)
+                    else b"".join(protocol.encode(message) for message in answers)
+                )
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ours.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+def test_asks_and_commands() -> None:
+    """It greets as one that does not tag, and takes the answer to what it asked."""
+    script: list[list[Message]] = [[WELCOME], [STATUS], [Stopping(accepted=True)]]
+    with Peer(*script) as peer:
+        with Control(peer.ours, 5.0) as asker:
+            assert asker.welcome == WELCOME
+            assert asker.status() == STATUS
+            assert asker.stop(if_idle=True)
+            assert asker.wait_for_end(5.0)
+        hello, *rest = peer.heard
+    assert isinstance(hello, Hello)
+    assert not hello.tagging
+    assert rest == [StatusRequest(), Stop(if_idle=True)]
+
+
+def test_other_messages_are_passed_over() -> None:
+    """A worker that becomes ready meanwhile says so to everyone."""
+    script: list[list[Message]] = [[WELCOME], [protocol.Ready(device="x"), STATUS]]
+    with Peer(*script) as peer, Control(peer.ours, 5.0) as asker:
+        assert asker.status() == STATUS
+
+
+@pytest.mark.parametrize(
+    ("script", "gone", "words"),
+    [
+        ((), True, "it has ended"),
+        (([],), True, "it has ended"),
+        (([Done(count=0)],), True, "it has ended"),
+        (([Fatal(code=FatalCode.FULL, message="too many")],), False, "too many"),
+        ((b"HTTP/1.1 400 Bad Request\r\n",), False, "does not speak this protocol"),
+        (([], []), False, "no answer within"),
+    ],
+)
+def test_what_is_no_answer(script: tuple[Any, ...], gone: bool, words: str) -> None:
+    """The end of a worker, and whatever else it is that keeps it from answering."""
+    with Peer(*script) as peer, pytest.raises(NoAnswerError, match=words) as caught:
+        Control(peer.ours, 0.5)
+    assert isinstance(caught.value, GoneError) == gone
+    assert peer.ours.fileno() == -1  # closed
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 100])
+def test_side_by_side(count: int) -> None:
+    """Answers come in the order of the questions, and an error is the caller's."""
+    assert control.side_by_side(lambda number: -number, range(count)) == [
+        -number for number in range(count)
+    ]
+    if count:
+        with pytest.raises(ZeroDivisionError):
+            control.side_by_side(lambda number: 1 // number, range(count))
