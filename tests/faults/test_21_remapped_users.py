@@ -7,6 +7,7 @@ share a warm worker as on any daemon; another user of the machine gets nothing f
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -168,7 +169,10 @@ def test_without_a_secret_a_worker_is_its_runs_own(
     assert code == 0, messages
     assert "the worker ends with this run" in messages
     tools.eventually(lambda: not daemon.containers(), 10, "both containers are gone")
-    assert b'"state directory", "outcome": "warn"' in wuwan("doctor", "--json").stdout
+    checks = json.loads(wuwan("doctor", "--json").stdout)["checks"]
+    (state,) = (check for check in checks if check["name"] == "state directory")
+    assert state["outcome"] == "warn"
+    assert "/dev/null/state: Not a directory" in state["detail"]
 
 
 def test_another_secret_needs_another_worker(

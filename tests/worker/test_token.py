@@ -88,6 +88,16 @@ def test_one_that_is_not_shared_ends_with_its_client(
     assert server.join() == 0
 
 
+def test_whoever_is_silent_does_not_keep_it_alive(
+    serve: Callable[..., Any], connect: Callable[[str], Any]
+) -> None:
+    """It may be anybody; an owner's client that comes so late looks for another worker."""
+    server = serve(token=TOKEN, ttl=0.0, grace=0.2)
+    silent = connect(server.name)
+    assert server.join(5.0) == 0
+    assert silent.next() is None
+
+
 def test_users_are_told_apart_where_all_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the id that stands for all others is ambiguous, and only in a namespace without them."""
     monkeypatch.setattr(peers, "_overflow", lambda: 65534)
