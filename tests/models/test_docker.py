@@ -18,6 +18,7 @@ from wuwan_runner.errors import EngineError, ModelError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import WorkerSpec
 from wuwan_worker import bundle
+from wuwan_worker.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,7 +205,7 @@ def test_a_container_that_takes_too_long(
     write_checkpoint(download / "pytorch_model.pt", link="/etc/passwd")
     monkeypatch.undo()
     monkeypatch.setattr(conversion, "MODULE", "fake_convert")
-    monkeypatch.setattr(bundle.places, "data", lambda: data_home.parent)
+    monkeypatch.setattr(bundle.places, "data", lambda: PrivateDir(data_home.parent))
     with pytest.raises(ModelError, match=r"wrote no file 'model\.onnx'"):
         models.add(source, convert)
     assert os.listdir(data_home) == []
