@@ -130,9 +130,16 @@ def _decoded(data: bytes, head: Header, scale: int) -> tuple[NDArray[np.uint8], 
     try:
         pixels = _pixels(data, head, scale, strict=False)
     except ValueError as error:
-        # What it cannot decode at all, as opposed to what it had to repair.
-        odd = "nsupported" in str(error)
-        raise ItemError(ErrorCode.UNSUPPORTED if odd else ErrorCode.TRUNCATED, str(error)) from None
+        # What it cannot decode at all, as opposed to what it had to repair. Rubbish between the
+        # segments stops it as well, though it would find its way.
+        complaint = str(error)
+        if (bare := _bare(data, head)) != data:
+            again = replace(head, scan=head.scan + len(bare) - len(data))
+            pixels, flaw = _decoded(bare, again, scale)
+            return pixels, flaw or Flaw(WarningCode.DAMAGED, complaint)
+        odd = unsupported(complaint)
+        refusal = ErrorCode.UNSUPPORTED if odd else ErrorCode.TRUNCATED
+        raise ItemError(refusal, complaint) from None
     rows = pixels.reshape(len(pixels), -1)
     there = 1 - float((rows == _GREY).all(axis=1).mean())
     ended = "Premature end" in complaint and "segment" not in complaint
@@ -158,6 +165,11 @@ def _bare(data: bytes, head: Header) -> bytes:
             parts.append(segment)
         place += 2 + max(2, length)
     return b"".join([*parts, data[head.scan :]])
+
+
+def unsupported(complaint: str) -> bool:
+    """Whether libjpeg says that a file may be whole, but is of a kind that it does not read."""
+    return "nsupported" in complaint and "marker" not in complaint
 
 
 def _pixels(data: bytes, head: Header, scale: int, *, strict: bool) -> NDArray[np.uint8]:

@@ -22,10 +22,10 @@ from wuwan_worker.decoding.base import (
     Picture,
     exif_orientation,
     filled,
+    frame_with_content,
     judged,
     last_row_is_blank,
     loaded,
-    with_content,
 )
 from wuwan_worker.protocol import ErrorCode, WarningCode
 
@@ -69,7 +69,7 @@ def read(data: bytes, request: Request) -> Picture:
     # Pillow keeps colours and alpha in 4 bytes; frames of an animation, and what was before them.
     per_pixel = (4 if colours in (2, 4, 6) else 2 if bits == 16 else 1) + 12 * chunks.animated
     request.claim.need((width, height), per_pixel, 2 * len(data))
-    content = data if chunks.animated else _clean(chunks)
+    content = _SIGNATURE + data[len(_SIGNATURE) :] if chunks.animated else _clean(chunks)
 
     def open_() -> Image.Image:
         return Image.open(io.BytesIO(content), formats=("PNG",))
@@ -95,7 +95,10 @@ def read(data: bytes, request: Request) -> Picture:
         flaw = Flaw(WarningCode.DAMAGED, "a checksum of the pixel data is wrong")
     if image.mode.startswith("I"):
         image = deep.grey(image)
-    return Picture(with_content(image), (width, height), exif_orientation(chunks.exif), flaw=flaw)
+    shown, lost = frame_with_content(image)
+    if lost and flaw is None:
+        flaw = Flaw(WarningCode.DAMAGED, f"frames cannot be read: {lost}")
+    return Picture(shown, (width, height), exif_orientation(chunks.exif), flaw=flaw)
 
 
 def _chunks(data: bytes) -> _Chunks:
