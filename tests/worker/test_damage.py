@@ -209,7 +209,9 @@ def test_segments_that_say_nothing_of_the_pixels() -> None:
     ):
         found = _labelled(content[:2] + odd + content[2:])
         assert np.array_equal(found.pixels, whole.pixels)
-        assert found.flaw is None
+        # What is no segment at all is damage to libjpeg, though it finds its way.
+        rubbish = odd == b"garbage" or b"\x00\x08ICC" in odd
+        assert (found.flaw is not None) is rubbish
 
 
 # ---------------------------------------------------------------- PNG

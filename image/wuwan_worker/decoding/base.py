@@ -143,18 +143,26 @@ def with_content(image: Image.Image) -> Image.Image:
 
     Many begin with an empty one. An image without other frames stays as it is.
     """
-    if getattr(image, "n_frames", 1) < 2 or not _uniform(image):
-        return image
+    return frame_with_content(image)[0]
+
+
+def frame_with_content(image: Image.Image) -> tuple[Image.Image, str]:
+    """As `with_content`; and what the decoder said of frames that it could not read, or ""."""
+    try:
+        if getattr(image, "n_frames", 1) < 2 or not _uniform(image):
+            return image, ""
+    except DAMAGE as error:  # counting them is reading them
+        return image, said(error) if _uniform(image) else ""
     first = image.copy()
     for number in range(1, min(image.n_frames, _FRAMES_TRIED)):  # type: ignore[attr-defined]
         try:
             image.seek(number)
             image.load()
-        except DAMAGE:
-            break  # a damaged animation still has its first frame
+        except DAMAGE as error:
+            return first, said(error)  # a damaged animation still has its first frame
         if not _uniform(image):
-            return image.copy()
-    return first
+            return image.copy(), ""
+    return first, ""
 
 
 def _uniform(image: Image.Image) -> bool:

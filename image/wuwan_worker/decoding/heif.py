@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
-from wuwan_worker.decoding import boxes, deep
+from wuwan_worker.decoding import boxes, coded, deep
 from wuwan_worker.decoding.base import (
     DAMAGE,
+    Flaw,
     ItemError,
     Picture,
     exif_orientation,
+    frame_with_content,
     judged,
     said,
-    with_content,
 )
 from wuwan_worker.decoding.identify import ftyp_brands
 from wuwan_worker.protocol import ErrorCode, WarningCode
@@ -64,10 +65,14 @@ def read(data: bytes, request: Request) -> Picture:
                 complaint = said(error)
                 unread = isinstance(error, UnidentifiedImageError) or "nsupported" in complaint
             continue
+        flaw: Flaw | None = None
         if there < 1:
             flaw = judged(there, WarningCode.TRUNCATED, "the file ends early")
-            return Picture(picture.image, picture.size, picture.orientation, flaw=flaw)
-        return picture
+        elif (whole := _sound(data, meta, picture.size)) < 1:
+            flaw = judged(whole, WarningCode.DAMAGED, "the pixel data are damaged")
+        elif picture.flaw:
+            flaw = picture.flaw
+        return Picture(picture.image, picture.size, picture.orientation, flaw=flaw)
     if unread:
         if there == 1 and meta is not None and _coding(meta) not in _HEVC_ITEMS | _AV1_ITEMS:
             name = _coding(meta).decode("ascii", "replace").strip() or "this coding"
@@ -107,6 +112,29 @@ def _there(data: bytes, meta: Meta | None) -> float:
     return inside / total if total else 1.0
 
 
+def _sound(data: bytes, meta: Meta | None, size: tuple[int, int]) -> float:
+    """The part of the coded data in front of the first damage that shows, 0 to 1."""
+    if meta is None:
+        return 1.0
+    tiles = meta.made_of.get(meta.primary, ()) or (meta.primary,)
+    found, total = 0.0, 0
+    for number in tiles:
+        item = meta.items.get(number)
+        if item is None:
+            continue
+        content = b"".join(data[at : at + length] for at, length in item.extents)
+        config = dict(item.properties).get(b"hvcC", b"")
+        if item.kind == b"hvc1" and len(config) > 21:
+            part = coded.sound_hevc(content, (config[21] & 3) + 1)
+        elif item.kind in _AV1_ITEMS:
+            part = coded.sound(content, size[0] * size[1] // len(tiles))
+        else:
+            part = 1.0
+        found += part * len(content)
+        total += len(content)
+    return found / total if total else 1.0
+
+
 def _avif(data: bytes, meta: Meta | None, request: Request) -> Picture:
     data = data[:8] + b"avif" + data[12:]
 
@@ -128,8 +156,10 @@ def _avif(data: bytes, meta: Meta | None, request: Request) -> Picture:
     request.claim.need(image.size, _PER_PIXEL, len(data))
     image.load()
     orientation = exif_orientation(image.info.get("exif"))
-    cropped = _cropped(with_content(image), meta)
-    return Picture(cropped, cropped.size, orientation)
+    shown, lost = frame_with_content(image)
+    cropped = _cropped(shown, meta)
+    flaw = Flaw(WarningCode.DAMAGED, f"frames cannot be read: {lost}") if lost else None
+    return Picture(cropped, cropped.size, orientation, flaw=flaw)
 
 
 def _cropped(image: Image.Image, meta: Meta | None) -> Image.Image:

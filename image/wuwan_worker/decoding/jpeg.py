@@ -6,7 +6,6 @@ zeroed looks like a whole one. simplejpeg gives the same pixels, and the warning
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -143,12 +142,16 @@ def reduced(size: tuple[int, int], spec: InputSpec) -> int:
 
 
 def _decoded(data: bytes, head: Header, scale: int) -> tuple[NDArray[np.uint8], Flaw | None]:
-    with contextlib.suppress(ValueError):
+    try:
         return _pixels(data, head, scale, strict=True), None
+    except ValueError as error:
+        complaint = str(error)
     # Once more without what may be between the segments, which says nothing of the pixels.
     data = b"\xff\xd8" + head.tables + data[head.scan :]
     try:
-        return _pixels(data, head, scale, strict=True), None
+        pixels = _pixels(data, head, scale, strict=True)
+        harmless = any(text in complaint for text in HARMLESS)
+        return pixels, None if harmless else Flaw(WarningCode.DAMAGED, complaint)
     except ValueError as error:
         complaint = str(error)
     if (hole := data.find(_HOLE, len(head.tables))) >= 0:
@@ -157,13 +160,20 @@ def _decoded(data: bytes, head: Header, scale: int) -> tuple[NDArray[np.uint8], 
         pixels = _pixels(data, head, scale, strict=False)
     except ValueError as error:
         # What it cannot decode at all, as opposed to what it had to repair.
-        odd = "nsupported" in str(error)
-        raise ItemError(ErrorCode.UNSUPPORTED if odd else ErrorCode.TRUNCATED, str(error)) from None
+        complaint = str(error)
+        odd = unsupported(complaint)
+        refusal = ErrorCode.UNSUPPORTED if odd else ErrorCode.TRUNCATED
+        raise ItemError(refusal, complaint) from None
     rows = pixels.reshape(len(pixels), -1)
     there = 1 - float((rows == _GREY).all(axis=1).mean())
     ended = "Premature end" in complaint and "segment" not in complaint
     code = WarningCode.TRUNCATED if ended or hole >= 0 else WarningCode.DAMAGED
     return pixels, judged(there, code, complaint)
+
+
+def unsupported(complaint: str) -> bool:
+    """Whether libjpeg says that a file may be whole, but is of a kind that it does not read."""
+    return "nsupported" in complaint and "marker" not in complaint
 
 
 def _pixels(data: bytes, head: Header, scale: int, *, strict: bool) -> NDArray[np.uint8]:

@@ -21,10 +21,10 @@ from wuwan_worker.decoding.base import (
     ItemError,
     Picture,
     exif_orientation,
+    frame_with_content,
     judged,
     loaded,
     may_be_short,
-    with_content,
 )
 from wuwan_worker.protocol import ErrorCode, WarningCode
 
@@ -71,7 +71,7 @@ def read(data: bytes, request: Request) -> Picture:
     per_pixel = 9 if colours in (4, 6) else 8 if bits == 16 else 5 if colours == 2 else 2
     per_pixel += 12 * chunks.animated
     request.claim.need((width, height), per_pixel, 2 * len(data))
-    content = data if chunks.animated else _clean(chunks)
+    content = _SIGNATURE + data[len(_SIGNATURE) :] if chunks.animated else _clean(chunks)
 
     def open_() -> Image.Image:
         return Image.open(io.BytesIO(content), formats=("PNG",))
@@ -94,7 +94,10 @@ def read(data: bytes, request: Request) -> Picture:
         flaw = Flaw(WarningCode.DAMAGED, "a checksum of the pixel data is wrong")
     if image.mode.startswith("I"):
         image = deep.grey(image)
-    return Picture(with_content(image), (width, height), exif_orientation(chunks.exif), flaw=flaw)
+    shown, lost = frame_with_content(image)
+    if lost and flaw is None:
+        flaw = Flaw(WarningCode.DAMAGED, f"frames cannot be read: {lost}")
+    return Picture(shown, (width, height), exif_orientation(chunks.exif), flaw=flaw)
 
 
 def _chunks(data: bytes) -> _Chunks:

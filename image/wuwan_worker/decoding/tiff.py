@@ -23,7 +23,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from wuwan_worker.decoding import deep
 from wuwan_worker.decoding.base import Flaw, ItemError, Picture, judged, loaded
-from wuwan_worker.decoding.jpeg import HARMLESS
+from wuwan_worker.decoding.jpeg import HARMLESS, unsupported
 from wuwan_worker.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ TiffImagePlugin.READ_LIBTIFF = True
 
 _MOST_PAGES = 32  # directories that are looked at for the main one
 _MOST_ENTRIES = 4096
+_MOST_RUNS = 2**21  # of PackBits that are looked at: a third of a second
 _MOST_VALUES = 2**22  # of one tag: strips of a row each in the largest picture
 
 # Tags (TIFF 6.0, and its supplements).
@@ -46,6 +47,7 @@ _PHOTOMETRIC, _MAKE, _STRIPS, _ORIENTATION, _SAMPLES, _ROWS = 262, 271, 273, 274
 _STRIP_COUNTS, _PLANES, _PREDICTOR, _COLOURS = 279, 284, 317, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_COUNTS = 322, 323, 324, 325
 _SUBDIRECTORIES, _EXTRA, _FORMAT, _LEAST, _LARGEST, _TABLES = 330, 338, 339, 340, 341, 347
+_FILL_ORDER, _JPEG_FILE, _JPEG_LENGTH = 266, 513, 514
 _DNG = 50706
 # What decoding needs; all else is left out of the directory that Pillow sees.
 _KEPT = frozenset(
@@ -64,7 +66,7 @@ _TYPES = {
 }  # fmt: skip
 _SHORT, _LONG, _WIDE = 3, 4, {16: 4, 17: 9, 18: 13}  # the wide ones as what a classic TIFF has
 _COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
-_JPEG = 7
+_OLD_JPEG, _JPEG, _PACKBITS = 6, 7, 32773
 _OTHER_COMPRESSIONS = {
     34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 50001: "WebP",
     34927: "WebP", 50002: "JPEG XL", 52546: "JPEG XL", 22610: "JPEG XR", 34934: "JPEG XR",
@@ -72,7 +74,7 @@ _OTHER_COMPRESSIONS = {
     65000: "Kodak RAW", 34892: "lossy JPEG of DNG", 32809: "ThunderScan",
 }  # fmt: skip
 _RAW_PHOTOMETRIC = (32803, 34892)  # colour filter array, linear RAW
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _CIE_LAB, _ICC_LAB = 0, 1, 2, 8, 9
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR, _CIE_LAB, _ICC_LAB = 0, 1, 2, 6, 8, 9
 _COLOUR_SAMPLES = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _CIE_LAB: 3, _ICC_LAB: 3}
 _UNSIGNED, _SIGNED, _FLOAT, _VOID, _COMPLEX = 1, 2, 3, 4, (5, 6)
 _CHUNKY, _DIFFERENCES, _FLOAT_DIFFERENCES = 1, 2, 3
@@ -135,8 +137,10 @@ def read(data: bytes, request: Request) -> Picture:
     within = _within(data, page, kind)
     if within < 1:
         there, complaint = min(there, within), complaint or "the file ends early"
-    elif not complaint and kind.compression == _JPEG:
+    elif not complaint and kind.compression in (_OLD_JPEG, _JPEG):
         there, complaint = _jpegs(data, page)
+    elif not complaint and kind.compression == _PACKBITS:
+        there, complaint = _packbits(data, page, kind)
     flaw: Flaw | None = None
     if complaint:
         code = WarningCode.TRUNCATED if within < 1 else WarningCode.DAMAGED
@@ -567,6 +571,10 @@ def _jpegs(data: bytes, page: _Page) -> tuple[float, str]:
     tables = page.tags[_TABLES].raw if _TABLES in page.tags else b""
     whole, complaint = 0, ""
     pieces = _pieces(page)
+    if page.value(_COMPRESSION) == _OLD_JPEG:  # a whole file, and strips somewhere in it
+        pieces = [(page.value(_JPEG_FILE), page.value(_JPEG_LENGTH))]
+        if data[pieces[0][0] : pieces[0][0] + 2] != b"\xff\xd8":
+            return 1.0, ""
     for place, count in pieces:
         piece = data[place : place + count]
         if tables.endswith(b"\xff\xd9") and piece.startswith(b"\xff\xd8"):
@@ -574,9 +582,42 @@ def _jpegs(data: bytes, page: _Page) -> tuple[float, str]:
         try:
             simplejpeg.decode_jpeg(piece, "GRAY", min_factor=8)
         except ValueError as error:
-            if "nsupported" not in str(error) and not any(text in str(error) for text in HARMLESS):
-                complaint = complaint or str(error)
+            text = str(error)
+            if not unsupported(text) and not any(harmless in text for harmless in HARMLESS):
+                complaint = complaint or text
                 continue
         whole += 1
     # A piece that had to be repaired is half there.
     return (whole + (len(pieces) - whole) / 2) / max(1, len(pieces)), complaint
+
+
+def _packbits(data: bytes, page: _Page, kind: _Kind) -> tuple[float, str]:
+    """How many strips or tiles unpack to the bytes that they should have, and what to say of the
+    others. libtiff fills up what is missing, and Pillow does not ask it for its warnings."""
+    if page.value(_FILL_ORDER, 1) != 1 or page.value(_PHOTOMETRIC) == _YCBCR:
+        return 1.0, ""  # whose bytes are not those of the pixels in their order
+    in_row, columns = _row(page, kind)
+    height = kind.size[1]
+    tiled = _TILES in page.tags
+    rows = page.value(_TILE_HEIGHT) if tiled else min(height, page.value(_ROWS, height) or height)
+    pieces = _pieces(page)
+    left, whole = _MOST_RUNS, 0
+    strips = max(1, -(-height // max(1, rows)))
+    for number, (place, count) in enumerate(pieces):
+        row = number // columns % strips * rows
+        expected = in_row * (rows if tiled else min(rows, height - row))
+        end = min(len(data), place + count) if count else len(data)
+        found = 0
+        while place < end and found < expected and left:
+            left -= 1
+            code = data[place]
+            if code < 128:
+                found += min(code + 1, end - place - 1)
+                place += code + 2
+            else:
+                found += 257 - code if code > 128 else 0
+                place += 2 if code > 128 else 1
+        # Too much is a run that goes on behind the last row, which writers do not make.
+        whole += found == expected or not left
+    there = (whole + (len(pieces) - whole) / 2) / max(1, len(pieces))
+    return there, "" if whole == len(pieces) else "PackBits data do not fill their strips"

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
+from wuwan_worker.decoding import coded
 from wuwan_worker.decoding.base import (
     DAMAGE,
     Flaw,
     ItemError,
     Picture,
     exif_orientation,
+    frame_with_content,
     judged,
     said,
-    with_content,
 )
 from wuwan_worker.protocol import ErrorCode, WarningCode
 
@@ -46,10 +47,26 @@ def read(data: bytes, request: Request) -> Picture:
     except (UnidentifiedImageError, *DAMAGE) as error:
         text = "the header is damaged" if isinstance(error, UnidentifiedImageError) else said(error)
         raise ItemError(ErrorCode.TRUNCATED, f"damaged image data: {text}") from None
+    shown, lost = frame_with_content(image)
+    if flaw is None and lost:
+        flaw = Flaw(WarningCode.DAMAGED, f"frames cannot be read: {lost}")
+    if flaw is None and (part := _sound(data, size)) < 1:
+        flaw = judged(part, WarningCode.DAMAGED, "the pixel data have a hole")
     exif = image.info.get("exif")
     if exif and not exif.startswith(b"Exif"):
         exif = b"Exif\x00\x00" + exif
-    return Picture(with_content(image), image.size, exif_orientation(exif), flaw=flaw)
+    return Picture(shown, image.size, exif_orientation(exif), flaw=flaw)
+
+
+def _sound(data: bytes, size: tuple[int, int]) -> float:
+    """The part of a lossy picture's data in front of a hole, 0 to 1."""
+    place = _HEADER
+    while place + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, place)
+        if kind == b"VP8 ":
+            return coded.sound(data[place + 8 : place + 8 + length], size[0] * size[1])
+        place += 8 + length + length % 2
+    return 1.0
 
 
 def _header(data: bytes) -> tuple[tuple[int, int], int]:
