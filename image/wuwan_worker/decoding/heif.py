@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import struct
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from wuwan_worker.decoding import boxes, coded, deep
 from wuwan_worker.decoding.base import (
     DAMAGE,
+    LEAST_THERE,
     Flaw,
     ItemError,
     Picture,
@@ -53,11 +55,20 @@ def read(data: bytes, request: Request) -> Picture:
     meta = boxes.meta(data)
     avif_first = _is_avif(data, meta)
     there = _there(data, meta)
+    contents = [data]
+    if there >= LEAST_THERE and _end(meta) > len(data):
+        # Something for the rest, without which libavif and libheif give nothing of what is there.
+        # Not zeros: dav1d looks for a last bit that is set.
+        data += b"\x80" * (min(_end(meta), 2 * len(data)) - len(data))
+        contents.append(data)
+        # An alpha channel comes last, and where it is not there colours alone are better.
+        contents.append(data.replace(b"auxl", b"free", 1))
     # What the first decoder said, as text: an exception would hold the file in memory.
     complaint, unread = "", False
-    for read_as in (_avif, _heic) if avif_first else (_heic, _avif):
+    readers = (_avif, _heic) if avif_first else (_heic, _avif)
+    for content, read_as in itertools.product(contents, readers):
         try:
-            picture = read_as(data, meta, request)
+            picture = read_as(content, meta, request)
         except ItemError:
             raise
         except Exception as error:  # both libraries raise whatever their parsers stumble on
@@ -66,7 +77,7 @@ def read(data: bytes, request: Request) -> Picture:
                 unread = isinstance(error, UnidentifiedImageError) or "nsupported" in complaint
             continue
         flaw: Flaw | None = None
-        if there < 1:
+        if there < 1 or content is not contents[0]:
             flaw = judged(there, WarningCode.TRUNCATED, "the file ends early")
         elif (whole := _sound(data, meta, picture.size)) < 1:
             flaw = judged(whole, WarningCode.DAMAGED, "the pixel data are damaged")
@@ -110,6 +121,12 @@ def _there(data: bytes, meta: Meta | None) -> float:
     total = sum(length for _, length in extents)
     inside = sum(max(0, min(length, len(data) - offset)) for offset, length in extents)
     return inside / total if total else 1.0
+
+
+def _end(meta: Meta | None) -> int:
+    """Where the last byte of any item is, at the most."""
+    items = meta.items.values() if meta else ()
+    return max((offset + length for item in items for offset, length in item.extents), default=0)
 
 
 def _sound(data: bytes, meta: Meta | None, size: tuple[int, int]) -> float:

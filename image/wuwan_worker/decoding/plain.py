@@ -36,13 +36,8 @@ def read_gif(data: bytes, request: Request) -> Picture:
     # Indices; and for an animation's later frames colours, twice. Not the size in the header: a
     # frame that is larger than its canvas makes that larger.
     request.claim.need(first.size, 9, len(data))
-    tile = first.tile[0] if first.tile else None  # type: ignore[attr-defined]
-    box = tile[1] if tile else (0, 0, *first.size)
+    box = first.tile[0][1] if first.tile else (0, 0, *first.size)  # type: ignore[attr-defined]
     image, flaw = _loaded(lambda: _opened(data, "GIF"))
-    if tile and flaw is None and _last_row_is_even(image.crop(box)):
-        there = _lzw_pixels(data, tile[2], tile[3][0]) / ((box[2] - box[0]) * (box[3] - box[1]))
-        if there < 1:
-            flaw = judged(there, WarningCode.DAMAGED, "the pixel data end early")
     size = image.size
     shown, lost = frame_with_content(image)
     if lost and flaw is None:
@@ -53,50 +48,6 @@ def read_gif(data: bytes, request: Request) -> Picture:
         whole.paste(image.convert("RGBA").crop(box), box)
         shown = whole
     return Picture(shown, size, flaw=flaw)
-
-
-def _last_row_is_even(image: Image.Image) -> bool:
-    """Whether nothing may have been decoded into the last row."""
-    row = image.crop((0, image.height - 1, *image.size))
-    extrema = row.getextrema()
-    return isinstance(extrema[0], (int, float)) and extrema[0] == extrema[1]
-
-
-def _lzw_pixels(data: bytes, place: int, bits: int) -> int:
-    """How many pixels a frame's codes stand for. Pillow keeps silent where they end too early."""
-    blocks = []
-    while place < len(data) and (length := data[place]):
-        blocks.append(data[place + 1 : place + 1 + length])
-        place += 1 + length
-    clear, end = 1 << bits, (1 << bits) + 1
-    lengths: list[int] = []
-    width, count, before = bits + 1, 0, 0
-    held, ready = 0, 0
-    for byte in b"".join(blocks):
-        held |= byte << ready
-        ready += 8
-        while ready >= width:
-            code = held & ((1 << width) - 1)
-            held >>= width
-            ready -= width
-            if code == clear:
-                lengths, width, before = [], bits + 1, 0
-                continue
-            if code == end:
-                return count
-            known = 1 if code < clear else 0
-            if not known and code - end <= len(lengths):
-                known = lengths[code - end - 1]
-            if before and len(lengths) + end + 1 < 4096:
-                lengths.append(before + 1)
-                known = known or before + 1
-                if len(lengths) + end + 1 == 1 << width and width < 12:
-                    width += 1
-            if not known:
-                return count
-            count += known
-            before = known
-    return count
 
 
 def read_bmp(data: bytes, request: Request) -> Picture:

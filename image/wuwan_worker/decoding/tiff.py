@@ -145,6 +145,8 @@ def read(data: bytes, request: Request) -> Picture:
     if complaint:
         code = WarningCode.TRUNCATED if within < 1 else WarningCode.DAMAGED
         flaw = judged(there, code, complaint)
+    elif _PHOTOMETRIC not in page.tags:
+        flaw = Flaw(WarningCode.DAMAGED, "it is not said what the values mean: taken for colours")
     turned = orientation if orientation in range(1, 9) else 1
     return Picture(image, kind.size, turned, flaw=flaw)
 

@@ -508,8 +508,10 @@ def _by_hand(order: str) -> Iterator[Kind]:
         "orientation-nonsense": {274: (77,)},
     }.items():
         yield kind(name, page(rgb(), changes, order=order), truth=rgb())
-    yield kind("no-photometric-rgb", page(rgb(), {262: None}, order=order), truth=rgb())
-    yield kind("no-photometric-grey", page(grey(), {262: None}, order=order), truth=grey_rgb())
+    # What libtiff takes such pages for, and a warning.
+    for name, values, shown in (("rgb", rgb(), rgb()), ("grey", grey(), grey_rgb())):
+        content = built(page(values, {262: None}, order=order), order=order)
+        yield Kind(f"tiff-no-photometric-{name}-{end}", content, shown, flaw=True)
     bilevel = np.repeat(((grey() >> 7) * 255).astype(np.uint8)[..., None], 3, axis=2)
     ones = _packed(grey() >> 7, 1)
     yield kind(
