@@ -108,6 +108,12 @@ def test_frames_behind_an_empty_one_that_cannot_be_read(kind: str) -> None:
     _warned(content, WarningCode.DAMAGED)
 
 
+def test_an_animation_that_is_none_any_more() -> None:
+    """Without its control chunk an APNG is its default image; if that is empty, with a warning."""
+    content = _kind(png.kinds, "png-animated-empty-first")
+    _warned(content.replace(b"acTL", b"xcTL"), WarningCode.DAMAGED)
+
+
 # ---------------------------------------------------------------- HEIC, AVIF, WebP
 
 
@@ -175,7 +181,7 @@ def test_packbits_that_do_not_fill_their_strips() -> None:
 
 def test_old_jpeg_with_damage_inside() -> None:
     """A JPEG file in a TIFF is looked at as a JPEG file is."""
-    content = bytearray(_kind(tiff.kinds, "tiff-old-jpeg"))
+    content = bytearray(tiff._old_jpeg(saved(rgb(), "JPEG", quality=92, subsampling=2)))
     place = content.index(b"\xff\xda") + 6000
     content[place : place + 200] = b"\xff" * 200
     _warned(bytes(content), WarningCode.DAMAGED)

@@ -149,10 +149,10 @@ def with_content(image: Image.Image) -> Image.Image:
 def frame_with_content(image: Image.Image) -> tuple[Image.Image, str]:
     """As `with_content`; and what the decoder said of frames that it could not read, or ""."""
     try:
-        if getattr(image, "n_frames", 1) < 2 or not _uniform(image):
+        if getattr(image, "n_frames", 1) < 2 or not uniform(image):
             return image, ""
     except DAMAGE as error:  # counting them is reading them
-        return image, said(error) if _uniform(image) else ""
+        return image, said(error) if uniform(image) else ""
     first = image.copy()
     for number in range(1, min(image.n_frames, _FRAMES_TRIED)):  # type: ignore[attr-defined]
         try:
@@ -160,12 +160,13 @@ def frame_with_content(image: Image.Image) -> tuple[Image.Image, str]:
             image.load()
         except DAMAGE as error:
             return first, said(error)  # a damaged animation still has its first frame
-        if not _uniform(image):
+        if not uniform(image):
             return image.copy(), ""
     return first, ""
 
 
-def _uniform(image: Image.Image) -> bool:
+def uniform(image: Image.Image) -> bool:
+    """Whether a picture is of one colour, or of none at all."""
     if image.mode in ("RGBA", "LA") and not image.getchannel("A").getbbox():
         return True
     extrema = image.getextrema()

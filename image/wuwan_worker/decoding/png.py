@@ -25,6 +25,7 @@ from wuwan_worker.decoding.base import (
     judged,
     loaded,
     may_be_short,
+    uniform,
 )
 from wuwan_worker.protocol import ErrorCode, WarningCode
 
@@ -47,6 +48,7 @@ class _Chunks:
     header: bytes = b""
     kept: list[tuple[bytes, bytes | memoryview]] = field(default_factory=list)
     animated: bool = False
+    frames: bool = False  # besides the default image
     exif: bytes | None = None
     ended: bool = False
     wrong_sum: bool = False  # in pixel data or the palette
@@ -95,6 +97,8 @@ def read(data: bytes, request: Request) -> Picture:
     if image.mode.startswith("I"):
         image = deep.grey(image)
     shown, lost = frame_with_content(image)
+    if chunks.frames and shown is image and uniform(image):
+        lost = lost or "the animation is damaged"
     if lost and flaw is None:
         flaw = Flaw(WarningCode.DAMAGED, f"frames cannot be read: {lost}")
     return Picture(shown, (width, height), exif_orientation(chunks.exif), flaw=flaw)
@@ -128,6 +132,7 @@ def _chunks(data: bytes) -> _Chunks:
             found.kept.append((kind, content))
         elif kind in _ANIMATION:
             found.animated = True
+            found.frames |= kind == b"fdAT"
         elif kind == b"eXIf":
             found.exif = b"Exif\x00\x00" + bytes(content)
         elif kind[:1].isupper() and kind.isalpha() and kind not in _CRITICAL:
