@@ -65,6 +65,7 @@ def meta(data: bytes) -> Meta | None:
 
 def _meta(data: bytes, start: int, end: int) -> Meta:
     found = Meta()
+    references = _MOST  # of all grids together
     extents: dict[int, tuple[tuple[int, int], ...]] = {}
     properties: dict[int, tuple[tuple[bytes, bytes], ...]] = {}
     for kind, begin, stop in walk(data, start, end):
@@ -92,8 +93,9 @@ def _meta(data: bytes, start: int, end: int) -> Meta:
                     at += width + 2
                     found.made_of[number] = tuple(
                         int.from_bytes(data[at + width * i : at + width * (i + 1)], "big")
-                        for i in range(min(count, _MOST))
+                        for i in range(min(count, references))
                     )
+                    references -= min(count, references)
     for number, (kind, _) in found.kinds.items():
         found.items[number] = Item(kind, extents.get(number, ()), properties.get(number, ()))
     return found

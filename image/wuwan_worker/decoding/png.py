@@ -165,7 +165,7 @@ def _rows_there(chunks: _Chunks) -> float:
             if kind != b"IDAT":
                 continue
             rest = content
-            while rest and not unpacker.eof:
+            while rest and not unpacker.eof and count < expected:  # or a bomb unpacks for ever
                 count += len(unpacker.decompress(rest, 2**20))
                 rest = unpacker.unconsumed_tail
     except zlib.error:

@@ -64,6 +64,7 @@ _TYPES = {
     1: "B", 2: "B", 3: "H", 4: "I", 5: "2I", 6: "b", 7: "B", 8: "h", 9: "i", 10: "2i", 11: "f",
     12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q",
 }  # fmt: skip
+_PIECE_MARGIN = 64  # pixels that a JPEG in a TIFF may have beyond its tile or strip
 _SHORT, _LONG, _WIDE = 3, 4, {16: 4, 17: 9, 18: 13}  # the wide ones as what a classic TIFF has
 _COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
 _OLD_JPEG, _JPEG, _PACKBITS = 6, 7, 32773
@@ -138,7 +139,7 @@ def read(data: bytes, request: Request) -> Picture:
     if within < 1:
         there, complaint = min(there, within), complaint or "the file ends early"
     elif not complaint and kind.compression in (_OLD_JPEG, _JPEG):
-        there, complaint = _jpegs(data, page)
+        there, complaint = _jpegs(data, page, kind)
     elif not complaint and kind.compression == _PACKBITS:
         there, complaint = _packbits(data, page, kind)
     flaw: Flaw | None = None
@@ -551,16 +552,24 @@ def _pieces(page: _Page) -> list[tuple[int, int]]:
     return [(int(place), int(count)) for place, count in zip(offsets, counts, strict=False)]
 
 
-def _within(data: bytes, page: _Page, kind: _Kind) -> float:
-    """The part of the pieces that the picture needs and the file has, 0 to 1."""
+def _piece_size(page: _Page, kind: _Kind) -> tuple[int, int]:
+    """Width and height of a tile or a strip, pixels."""
     width, height = kind.size
     if _TILES in page.tags:
-        wide, high = page.value(_TILE_WIDTH) or width, page.value(_TILE_HEIGHT) or height
-        needed = math.ceil(width / wide) * math.ceil(height / high)
-    else:
-        needed = math.ceil(height / min(height, page.value(_ROWS, height) or height))
-    if not kind.chunky:
-        needed *= kind.samples
+        return page.value(_TILE_WIDTH) or width, page.value(_TILE_HEIGHT) or height
+    return width, min(height, page.value(_ROWS, height) or height)
+
+
+def _needed(page: _Page, kind: _Kind) -> int:
+    """How many tiles or strips the picture has."""
+    wide, high = _piece_size(page, kind)
+    count = math.ceil(kind.size[0] / wide) * math.ceil(kind.size[1] / high)
+    return count if kind.chunky else count * kind.samples
+
+
+def _within(data: bytes, page: _Page, kind: _Kind) -> float:
+    """The part of the pieces that the picture needs and the file has, 0 to 1."""
+    needed = _needed(page, kind)
     there = 0.0
     for place, count in _pieces(page)[:needed]:
         if place and place < len(data):
@@ -568,13 +577,15 @@ def _within(data: bytes, page: _Page, kind: _Kind) -> float:
     return min(1.0, there / needed)
 
 
-def _jpegs(data: bytes, page: _Page) -> tuple[float, str]:
+def _jpegs(data: bytes, page: _Page, kind: _Kind) -> tuple[float, str]:
     """How much of a page of JPEG pieces is whole, and what libjpeg, but not libtiff, says of it."""
     tables = page.tags[_TABLES].raw if _TABLES in page.tags else b""
     whole, complaint = 0, ""
-    pieces = _pieces(page)
+    pieces = _pieces(page)[: _needed(page, kind)]
+    wide, high = _piece_size(page, kind)
     if page.value(_COMPRESSION) == _OLD_JPEG:  # a whole file, and strips somewhere in it
         pieces = [(page.value(_JPEG_FILE), page.value(_JPEG_LENGTH))]
+        wide, high = kind.size
         if data[pieces[0][0] : pieces[0][0] + 2] != b"\xff\xd8":
             return 1.0, ""
     for place, count in pieces:
@@ -582,6 +593,9 @@ def _jpegs(data: bytes, page: _Page) -> tuple[float, str]:
         if tables.endswith(b"\xff\xd9") and piece.startswith(b"\xff\xd8"):
             piece = tables[:-2] + piece[2:]
         try:
+            size = simplejpeg.decode_jpeg_header(piece, strict=False)[:2]
+            if size[0] > high + _PIECE_MARGIN or size[1] > wide + _PIECE_MARGIN:
+                raise ValueError(f"a piece of {size[1]} x {size[0]} pixels is none of this page")
             simplejpeg.decode_jpeg(piece, "GRAY", min_factor=8)
         except ValueError as error:
             text = str(error)
