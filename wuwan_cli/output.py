@@ -36,6 +36,10 @@ class Sink(Protocol):
     """Records that are in the output, those of an earlier run among them."""
     failed_before: int
     """Error records among those of an earlier run."""
+    warned_before: int
+    """And those with a warning."""
+    strict: bool
+    """Whether a record with a warning cannot be taken over."""
 
     def replaces(self) -> str:
         """The name of the file with records that `commit` will replace, or ""."""
@@ -72,11 +76,12 @@ def opened(
     *,
     resume: bool = False,
     models: Collection[str] = (),
+    strict: bool = False,
 ) -> Iterator[Sink]:
     """The sink for `--output`; with `resume` it goes on with what an earlier run has left.
 
     `named` tells the name of an input that is the same file. `models` are the names that the
-    records' model may have; empty if that is not known.
+    records' model may have; empty if that is not known. With `strict` none may have a warning.
 
     Raises:
         LockedError: if another run writes to the same file.
@@ -84,6 +89,7 @@ def opened(
         UsageError: if it is a directory, an input or a file without records, or names nothing.
     """
     sink = _open(target, named, resume, models)
+    sink.strict = strict
     try:
         yield sink
     finally:
@@ -138,6 +144,8 @@ class StreamSink:
     def __init__(self, descriptor: int, name: str) -> None:
         self.written = 0
         self.failed_before = 0
+        self.warned_before = 0
+        self.strict = False
         self._descriptor = descriptor
         self._name = name
 
@@ -182,6 +190,8 @@ class FileSink:
     def __init__(self, target: str, resume: bool, models: Collection[str]) -> None:
         self.written = 0
         self.failed_before = 0
+        self.warned_before = 0
+        self.strict = False
         self._models = models
         self._target = os.path.realpath(target)  # a link stays a link
         self._partial = self._target + PARTIAL
@@ -211,6 +221,11 @@ class FileSink:
         if record is None or {key: record.get(key) for key in fields} != fields:
             self._drop_rest()
             return False
+        if self.strict and "warning" in record:
+            raise UsageError(
+                f"{self._partial} holds records with warnings",
+                hint="resume without --strict, or begin anew without --resume",
+            )
         if self._models and record.get("model") not in self._models:
             raise UsageError(
                 f"{self._partial} holds records of the model {record.get('model')}",
@@ -220,6 +235,7 @@ class FileSink:
         self._good += len(line)
         self.written += 1
         self.failed_before += "error" in record
+        self.warned_before += "warning" in record
         return True
 
     def replaces(self) -> str:

@@ -215,7 +215,8 @@ def _run(
     progress = Progress(shown, quiet=quiet, countable=countable)
     names = models.names(options.spec.model) if resume else ()
     survey = Survey(own=own_names(target))
-    with opened(target, inputs.named, resume=resume, models=names) as sink:
+    strict = options.strict
+    with opened(target, inputs.named, resume=resume, models=names, strict=strict) as sink:
         try:
             with (
                 progress,
@@ -239,6 +240,7 @@ def _run(
             if fate and (not quiet or not isinstance(error, KeyboardInterrupt)):
                 say(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'ended'}: {fate}")
             raise
+    progress.warned += sink.warned_before
     progress.summarize(survey.describe_passed_over())
     if survey.missed:
         progress.notify(f"nothing to tag: {survey.describe_absent()}")

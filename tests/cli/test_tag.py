@@ -257,3 +257,26 @@ def test_no_bar_among_records(photos: Path) -> None:
     code, text = on_a_terminal(photos)
     assert code == 0
     assert len(text.splitlines()) == 4
+
+
+def test_resume_knows_of_warnings(wuwan: Any, photos: Path, tmp_path: Path) -> None:
+    """Those of the interrupted run are counted, and --strict does not take them over."""
+    content = (photos / "rocket.jpg").read_bytes()
+    album = tmp_path / "album"
+    album.mkdir()
+    (album / "cut.jpg").write_bytes(content[: len(content) * 9 // 10])
+    (album / "whole.jpg").write_bytes(content)
+    first = wuwan(*local(album, "-o", tmp_path / "all.jsonl"))
+    assert first.returncode == 0, first.stderr
+    lines = (tmp_path / "all.jsonl").read_bytes().splitlines(keepends=True)
+    target = tmp_path / "labels.jsonl"
+    partial = tmp_path / "labels.jsonl.partial"
+    partial.write_bytes(lines[0])
+    strict = wuwan(*local(album, "-o", target, "--resume", "--strict"))
+    assert strict.returncode == 2
+    assert b"holds records with warnings" in strict.stderr
+    assert partial.read_bytes() == lines[0]
+    done = wuwan(*local(album, "-o", target, "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert b"damaged" in done.stderr
+    assert target.read_bytes().splitlines(keepends=True) == lines

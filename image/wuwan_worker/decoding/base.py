@@ -157,6 +157,8 @@ def frame_with_content(image: Image.Image) -> tuple[Image.Image, str]:
     for number in range(1, min(image.n_frames, _FRAMES_TRIED)):  # type: ignore[attr-defined]
         try:
             image.seek(number)
+            if image.size != first.size:  # memory was asked for by the first one's
+                return first, "a later frame has another size"
             image.load()
         except DAMAGE as error:
             return first, said(error)  # a damaged animation still has its first frame

@@ -146,14 +146,15 @@ def _decoded(data: bytes, head: Header, scale: int) -> tuple[NDArray[np.uint8], 
         return _pixels(data, head, scale, strict=True), None
     except ValueError as error:
         complaint = str(error)
-    # Once more without what may be between the segments, which says nothing of the pixels.
+    harmless = any(text in complaint for text in HARMLESS)
     data = b"\xff\xd8" + head.tables + data[head.scan :]
-    try:
-        pixels = _pixels(data, head, scale, strict=True)
-        harmless = any(text in complaint for text in HARMLESS)
-        return pixels, None if harmless else Flaw(WarningCode.DAMAGED, complaint)
-    except ValueError as error:
-        complaint = str(error)
+    if harmless or "before marker" in complaint:
+        # It may be between the segments, and that says nothing of the pixels: once more without.
+        try:
+            pixels = _pixels(data, head, scale, strict=True)
+            return pixels, None if harmless else Flaw(WarningCode.DAMAGED, complaint)
+        except ValueError as error:
+            complaint = str(error)
     if (hole := data.find(_HOLE, len(head.tables))) >= 0:
         data = data[:hole] + _END
     try:

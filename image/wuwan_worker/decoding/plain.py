@@ -96,16 +96,21 @@ def _masked(data: bytes, request: Request) -> Picture:
     flaw = judged(there, WarningCode.TRUNCATED, "the file ends early") if there < 1 else None
     pixels = np.full((size[1], width, 4), 255, np.uint8)
     stored = np.frombuffer(data, np.uint8, int(there * size[1]) * in_row, start)
-    for row, raw in enumerate(stored.reshape(-1, in_row)):
-        values = raw.view(f"<u{bits // 8}")[:width].astype(np.uint32)
-        line = pixels[row if height < 0 else size[1] - 1 - row]
+    rows = stored.reshape(-1, in_row)
+    target = pixels if height < 0 else pixels[::-1]
+    step = max(1, 2**20 // width)  # rows at a time: one by one would take minutes of narrow ones
+    for top in range(0, len(rows), step):
+        values = rows[top : top + step].view(f"<u{bits // 8}")[:, :width].astype(np.uint32)
+        lines = target[top : top + step]
         for channel, mask in enumerate((*masks[:3], alpha)):
             if mask:
                 low = (mask & -mask).bit_length() - 1
                 part = ((values & mask) >> low).astype(np.float32)
-                line[:, channel] = part * np.float32(255 / (mask >> low)) + np.float32(0.5)
+                lines[: len(part), :, channel] = part * np.float32(
+                    255 / (mask >> low)
+                ) + np.float32(0.5)
             elif channel < 3:
-                line[:, channel] = 0
+                lines[..., channel] = 0
     return Picture(_opaque(Image.fromarray(pixels)), size, flaw=flaw)
 
 

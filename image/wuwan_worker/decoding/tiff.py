@@ -38,6 +38,7 @@ TiffImagePlugin.READ_LIBTIFF = True
 
 _MOST_PAGES = 32  # directories that are looked at for the main one
 _MOST_ENTRIES = 4096
+_TAGS_BYTES = 2**20
 _MOST_RUNS = 2**21  # of PackBits that are looked at: a third of a second
 _MOST_VALUES = 2**22  # of one tag: strips of a row each in the largest picture
 
@@ -107,8 +108,10 @@ class _Page:
 
     def value(self, tag: int, default: int = 0) -> int:
         """Its first number."""
-        values = self.values(tag)
-        return int(values[0]) if values else default
+        found = self.tags.get(tag)
+        if found is None or not found.raw:
+            return default
+        return int(struct.unpack_from(self.order + _TYPES[found.kind], found.raw)[0])
 
     @property
     def reduced(self) -> bool:
@@ -128,7 +131,10 @@ def read(data: bytes, request: Request) -> Picture:
         kind = _Kind.of(page)
     except (struct.error, OverflowError, ValueError, IndexError):
         raise ItemError(ErrorCode.TRUNCATED, "the image's header is cut short or damaged") from None
-    request.claim.need(kind.size, kind.per_pixel, 2 * len(data))
+    # A picture may be the corner of one large tile, which is decoded all the same.
+    wide, high = _piece_size(page, kind)
+    besides = 2 * len(data) + wide * high * kind.samples * kind.bits // 8
+    request.claim.need(kind.size, kind.per_pixel, besides)
     orientation = page.value(_ORIENTATION, 1)
     if kind.deep:
         image, there, complaint = _deep(data, page, kind)
@@ -168,12 +174,13 @@ def _main(data: bytes) -> _Page:
         raise ItemError(ErrorCode.UNSUPPORTED, "Canon RAW (CR2) is not supported")
     (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     pages: list[_Page] = []
+    left = [len(data) + _TAGS_BYTES]  # of tags in all directories: they may share their bytes
     seen: set[int] = set()
     below: list[int] = []
     while place and place not in seen and len(seen) < _MOST_PAGES:
         seen.add(place)
         try:
-            page, following = _directory(data, place, order, big=big)
+            page, following = _directory(data, place, order, left, big=big)
         except struct.error:
             if not pages:
                 raise
@@ -185,7 +192,7 @@ def _main(data: bytes) -> _Page:
         if place not in seen:
             seen.add(place)
             with contextlib.suppress(struct.error):
-                pages.append(_directory(data, place, order, big=big)[0])
+                pages.append(_directory(data, place, order, left, big=big)[0])
     if any(page.raw for page in pages):
         raise ItemError(ErrorCode.UNSUPPORTED, "a camera's RAW file (DNG, NEF, …) is not supported")
     usable = [page for page in pages if _WIDTH in page.tags and _HEIGHT in page.tags]
@@ -196,7 +203,9 @@ def _main(data: bytes) -> _Page:
     return usable[0]
 
 
-def _directory(data: bytes, place: int, order: str, *, big: bool) -> tuple[_Page, int]:
+def _directory(
+    data: bytes, place: int, order: str, left: list[int], *, big: bool
+) -> tuple[_Page, int]:
     """One directory, and where the next one is, 0 for nowhere.
 
     Raises:
@@ -214,6 +223,9 @@ def _directory(data: bytes, place: int, order: str, *, big: bool) -> tuple[_Page
         size = number * struct.calcsize(f"={_TYPES[kind]}")
         if size > len(inline):
             (offset,) = struct.unpack(order + ("Q" if big else "I"), inline)
+            left[0] -= size
+            if left[0] < 0:
+                raise struct.error("tags of more bytes than the file")
             raw = data[offset : offset + size]
             if len(raw) < size:
                 if tag in _KEPT:

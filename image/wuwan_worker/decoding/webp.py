@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # and the frame before it, lossless pictures one more, then Pillow's copy.
 _LOSSY, _LOSSLESS = 17, 18
 _HEADER = 12
+_MOST_CHUNKS = 10_000  # before the picture's own
 
 
 def read(data: bytes, request: Request) -> Picture:
@@ -61,7 +62,10 @@ def read(data: bytes, request: Request) -> Picture:
 def _sound(data: bytes, size: tuple[int, int]) -> float:
     """The part of a lossy picture's data in front of a hole, 0 to 1."""
     place = _HEADER
-    while place + 8 <= len(data):
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    for _ in range(_MOST_CHUNKS):
+        if place + 8 > end:
+            break
         kind, length = struct.unpack_from("<4sI", data, place)
         if kind == b"VP8 ":
             return coded.sound(data[place + 8 : place + 8 + length], size[0] * size[1])
