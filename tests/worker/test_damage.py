@@ -419,6 +419,14 @@ def test_the_same_pixels_cost_what_their_format_takes() -> None:
     assert _refused(buffer.getvalue()).code == ErrorCode.TOO_LARGE
 
 
+@pytest.mark.parametrize("kind", ["webp", "lossless webp", "png", "lzw tiff", "heic"])
+def test_a_second_half_of_zeros(kind: str) -> None:
+    """As a download that was broken off leaves it: never labels without a word."""
+    content = _photo(kind)
+    found = _attempt(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    assert isinstance(found, Refused) or found.flaw is not None
+
+
 # ---------------------------------------------------------------- long headers
 
 

@@ -60,14 +60,14 @@ def read(data: bytes, request: Request) -> Picture:
 
 
 def _sound(data: bytes, size: tuple[int, int]) -> float:
-    """The part of a lossy picture's data in front of a hole, 0 to 1."""
+    """The part of the picture's data in front of a hole, 0 to 1."""
     place = _HEADER
     end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     for _ in range(_MOST_CHUNKS):
         if place + 8 > end:
             break
         kind, length = struct.unpack_from("<4sI", data, place)
-        if kind == b"VP8 ":
+        if kind in (b"VP8 ", b"VP8L"):
             return coded.sound(data[place + 8 : place + 8 + length], size[0] * size[1])
         place += 8 + length + length % 2
     return 1.0
