@@ -138,16 +138,14 @@ def _rows_of(image: Image.Image, fill: float | tuple[float, ...]) -> float:
     return float(same.reshape(len(pixels), -1).all(axis=1).mean())
 
 
-def with_content(image: Image.Image) -> Image.Image:
+def frame_with_content(image: Image.Image) -> tuple[Image.Image, str]:
     """The first frame of an animation that is not of one colour, among its first few.
 
     Many begin with an empty one. An image without other frames stays as it is.
+
+    Returns:
+        The frame, and what the decoder said of frames that it could not read, or "".
     """
-    return frame_with_content(image)[0]
-
-
-def frame_with_content(image: Image.Image) -> tuple[Image.Image, str]:
-    """As `with_content`; and what the decoder said of frames that it could not read, or ""."""
     try:
         if getattr(image, "n_frames", 1) < 2 or not uniform(image):
             return image, ""

@@ -52,7 +52,7 @@ class Budget:
         try:
             yield claim
         finally:
-            self._give(claim.held)
+            self.give(claim.held)
 
     def take(self, count: int) -> None:
         """Wait for `count` bytes, at most `total`."""
@@ -66,7 +66,8 @@ class Budget:
             self._free -= count
             self._changed.notify_all()
 
-    def _give(self, count: int) -> None:
+    def give(self, count: int) -> None:
+        """Have `count` bytes back."""
         if count:
             with self._changed:
                 self._free += count
@@ -105,7 +106,7 @@ class Claim:
                 f"worker has {self._budget.total / 1e6:,.0f} MB for pictures",
             )
         if self.held:  # a second one of the same file, with the first one's memory given back
-            self._budget._give(self.held)  # noqa: SLF001
+            self._budget.give(self.held)
             self.held = 0
         self._budget.take(count)
         self.held = count
