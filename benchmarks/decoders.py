@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from wuwan_worker import bundle, decode
+from wuwan_worker import decode
+from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -99,7 +99,7 @@ class Client:
     """A connection to it."""
 
     def __init__(self, worker: Worker) -> None:
-        from wuwan_worker import protocol
+        from wuwan_worker.shared import protocol
 
         self._protocol = protocol
         self._decoder = protocol.FrameDecoder()
@@ -170,10 +170,11 @@ def parity(table: Table, bundle: Any, photos: Sequence[int], device: str) -> Non
     import numpy as np
     import torch
 
-    from wuwan_worker import backends, cores, decode, labels
+    from wuwan_worker import backends, cores, decode
     from wuwan_worker.backends import pytorch
     from wuwan_worker.backends.jpegs import JpegDecoder
     from wuwan_worker.jobs import Job, Options
+    from wuwan_worker.shared import labels
 
     levels, level = labels.read(bundle), bundle.default_level
     pixels = [decode.decode(photo, bundle.input).pixels for photo in photos]
@@ -223,10 +224,11 @@ def alone(table: Table, bundle: Any, photos: Sequence[int], device: str) -> dict
     import numpy as np
     import torch
 
-    from wuwan_worker import cores, decode, labels
+    from wuwan_worker import cores, decode
     from wuwan_worker.backends import pytorch
     from wuwan_worker.backends.jpegs import JpegDecoder
     from wuwan_worker.jobs import Job, Options
+    from wuwan_worker.shared import labels
     from wuwan_worker.stages import rate
 
     threads, spec = cores.available(), bundle.input
@@ -445,7 +447,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> Table:
     import random_bundle
     import torch
 
-    from wuwan_worker import bundle as bundles
+    from wuwan_worker.shared import bundle as bundles
 
     small = arguments.device == "cpu"
     root = arguments.bundle

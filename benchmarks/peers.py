@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from wuwan_cli import measure
-from wuwan_worker import bundle
+from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wuwan_runner.errors import WuwanError
-    from wuwan_worker.private_dir import PrivateDir
+    from wuwan_worker.shared.private_dir import PrivateDir
 
 KEPT_LOGS = 10
 # The options of the library that have another name on the command line.
@@ -113,11 +113,11 @@ def log_directories() -> list[PrivateDir]:
     import tempfile
     from pathlib import Path
 
-    from wuwan_worker import places
-    from wuwan_worker.private_dir import PrivateDir
+    from wuwan_worker.shared import dirs
+    from wuwan_worker.shared.private_dir import PrivateDir
 
     temporary = PrivateDir(Path(tempfile.gettempdir()), (f"wuwan-{os.getuid()}",))
-    return [places.state() / "log", temporary / "log"]
+    return [dirs.state() / "log", temporary / "log"]
 
 
 def _write_log(error: Exception) -> Path | None:
@@ -126,7 +126,8 @@ def _write_log(error: Exception) -> Path | None:
     import time
     import traceback
 
-    from wuwan_worker import __version__, private_dir
+    from wuwan_worker import __version__
+    from wuwan_worker.shared import private_dir
 
     report = "\n".join(
         [

@@ -22,7 +22,7 @@ def application(*, group: bool = False) -> typer.Typer:
 
 
 def _models() -> list[str]:
-    from wuwan_worker import bundle
+    from wuwan_worker.shared import bundle
 
     return bundle.installed()
 

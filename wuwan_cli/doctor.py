@@ -9,7 +9,7 @@ import typer
 
 from wuwan_cli import common
 from wuwan_runner.errors import ExitCode
-from wuwan_worker import places
+from wuwan_worker.shared import dirs
 
 if TYPE_CHECKING:
     from wuwan_runner.checks import Check, Scope
@@ -40,8 +40,8 @@ def doctor(
         image=image,
         directories={
             "runtime": leftovers.boot_bases(),
-            "cache": [places.cache()],
-            "state": [places.state()],
+            "cache": [dirs.cache()],
+            "state": [dirs.state()],
             "log": boundary.log_directories(),
         },
     )

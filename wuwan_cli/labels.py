@@ -16,7 +16,7 @@ from wuwan_runner.options import TagOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from wuwan_worker.labels import Label
+    from wuwan_worker.shared.labels import Label
 
 _DEFAULTS = TagOptions()
 
@@ -43,8 +43,8 @@ def labels(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List and search the labels of a model."""
-    from wuwan_worker import bundle
-    from wuwan_worker.labels import read_level
+    from wuwan_worker.shared import bundle
+    from wuwan_worker.shared.labels import read_level
 
     models.check_level(model, level)
     try:

@@ -20,7 +20,7 @@ from wuwan_runner import address, fleet, launchers, model_place
 from wuwan_runner.address import Address
 from wuwan_runner.errors import EngineError, WuwanError
 from wuwan_runner.options import Timeouts, WorkerSpec
-from wuwan_worker.bridge import BLOB
+from wuwan_worker.shared import blobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,11 +168,11 @@ def stages(
         command = [*container, *command[1:]]
     command += [f"--model={model}", f"--backend={spec.backend}", f"--seconds={seconds}"]
     command += [f"--device={'cuda' if on_gpu else 'cpu'}"]
-    blobs = bytearray()
+    stream = bytearray()
     for photo in photos:
         data = Path(photo).read_bytes()
-        blobs += BLOB.pack(len(data)) + data
-    done = subprocess.run(command, input=blobs, capture_output=True, timeout=_TIMEOUT, check=False)
+        stream += blobs.HEADER.pack(len(data)) + data
+    done = subprocess.run(command, input=stream, capture_output=True, timeout=_TIMEOUT, check=False)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise EngineError(f"the stages cannot be measured: {lines[-1] if lines else '?'}")

@@ -13,12 +13,12 @@ from wuwan_cli import measure
 from wuwan_runner import fleet
 from wuwan_runner.errors import WuwanError
 from wuwan_runner.options import Timeouts
-from wuwan_worker.protocol import State
+from wuwan_worker.shared.protocol import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wuwan_worker.protocol import Status
+    from wuwan_worker.shared.protocol import Status
 
 _INTERVAL = 0.2  # seconds between two looks
 _PARKS_WITHIN = 60.0  # seconds; a worker's own limit is a few

@@ -15,14 +15,14 @@ from wuwan_cli.boundary import say
 from wuwan_runner import bounds, conversion, general_zh, label_files, models, modelscope
 from wuwan_runner.errors import ModelError, UsageError
 from wuwan_runner.manifest import Source
-from wuwan_worker import bundle, places
-from wuwan_worker import labels as bundle_labels
+from wuwan_worker.shared import bundle, dirs
+from wuwan_worker.shared import labels as bundle_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wuwan_runner.conversion import Converter
-    from wuwan_worker.bundle import Bundle
+    from wuwan_worker.shared.bundle import Bundle
 
 ACTIVATIONS = ("softmax", "sigmoid")
 _KNOWN = "`wuwan model list` shows what there is"
@@ -192,7 +192,7 @@ def pull(
         raise UsageError(f"no model named {name!r} can be pulled", hint=f"there is: {known}")
     models.check_new(name)
     convert = conversion.choose(runner, image, say)  # what it lacks is said before the download
-    directory = models.private(places.cache() / "downloads" / name)
+    directory = models.private(dirs.cache() / "downloads" / name)
     by_hand = (
         f"the same command goes on with what is in {directory}; or fetch {general_zh.WEIGHTS} and "
         f"{general_zh.LABELS} elsewhere, and `wuwan model add {name} --from DIRECTORY`"

@@ -26,10 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wuwan_worker import __version__, bundle, cores, peers, protocol
+from wuwan_worker import __version__, cores
 from wuwan_worker.lifecycle import GRACE, PARK_AFTER, Lifecycle
-from wuwan_worker.protocol import Adopt, FatalCode, FrameDecoder
 from wuwan_worker.server import CREDITS, Identity, Server
+from wuwan_worker.shared import bundle, peers, protocol
+from wuwan_worker.shared.protocol import Adopt, FatalCode, FrameDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +137,8 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
     """Load libraries and weights; the loader thread's work."""
     try:
         # Imported here: they take most of the start-up, and clients can queue meanwhile.
-        from wuwan_worker import backends, labels
+        from wuwan_worker import backends
+        from wuwan_worker.shared import labels
 
         threads = cores.available()
         levels = labels.read(model)

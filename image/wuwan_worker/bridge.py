@@ -2,9 +2,9 @@
 
 For clients that cannot pass descriptors to the worker, because the daemon runs on another machine:
 they run this inside the container (`docker exec -i`). Frames come as in `protocol`, and each
-descriptor that a frame declares follows it as a *blob*, a u64 length and that many bytes. The
-bridge puts a blob into a memory file and passes its descriptor on, so the worker sees no
-difference. What the worker sends is copied through.
+descriptor that a frame declares follows it as a *blob* (`blobs`). The bridge puts a blob into a
+memory file and passes its descriptor on, so the worker sees no difference. What the worker sends is
+copied through.
 
 It ends when either side does: a client that is killed closes our standard input.
 """
@@ -15,58 +15,18 @@ import contextlib
 import os
 import select
 import socket
-import struct
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
-from wuwan_worker import protocol
+from wuwan_worker.shared import blobs, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-BLOB = struct.Struct("!Q")
-# The worker refuses larger files; a blob this long comes from a broken client.
-MAX_BLOB = 1024 * 1024 * 1024
-_CHUNK = 1024 * 1024
 _CONNECT_TIMEOUT = 60.0  # seconds; the worker may be starting just now
 _AGAIN = 0.02
-
-
-def _exactly(source: BinaryIO, size: int) -> bytes:
-    data = source.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def read_blob(source: BinaryIO) -> int | None:
-    """The next blob, as a memory file's descriptor that the caller closes; None at the end.
-
-    Raises:
-        EOFError: if the blob is cut.
-        ProtocolError: if it is too long.
-    """
-    header = source.read(BLOB.size)
-    if not header:
-        return None
-    if len(header) < BLOB.size:
-        raise EOFError
-    (left,) = BLOB.unpack(header)
-    if left > MAX_BLOB:
-        raise protocol.ProtocolError(f"a blob of {left} bytes is over the limit of {MAX_BLOB}")
-    descriptor = os.memfd_create("wuwan-image", os.MFD_CLOEXEC)
-    try:
-        while left:
-            chunk = memoryview(_exactly(source, min(left, _CHUNK)))
-            left -= len(chunk)
-            while chunk:
-                chunk = chunk[os.write(descriptor, chunk) :]
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def inward(source: BinaryIO, worker: socket.socket) -> None:
@@ -80,11 +40,11 @@ def inward(source: BinaryIO, worker: socket.socket) -> None:
         magic, count, size = protocol.HEADER.unpack(header)
         if magic != protocol.MAGIC or size > protocol.MAX_PAYLOAD:
             raise protocol.ProtocolError("not a frame")
-        frame = memoryview(header + _exactly(source, size))
+        frame = memoryview(header + blobs.exactly(source, size))
         descriptors: list[int] = []
         try:
             for _ in range(count):
-                if (descriptor := read_blob(source)) is None:
+                if (descriptor := blobs.read(source)) is None:
                     raise EOFError
                 descriptors.append(descriptor)
             sent = socket.send_fds(worker, [frame], descriptors) if descriptors else 0

@@ -26,13 +26,13 @@ from wuwan_worker.decoding import heif, jpeg, memory, plain, png, tiff, webp
 from wuwan_worker.decoding.base import Flaw, ItemError, Request
 from wuwan_worker.decoding.identify import identify
 from wuwan_worker.decoding.prepare import Decoded, prepared
-from wuwan_worker.protocol import ErrorCode
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wuwan_worker.bundle import InputSpec
     from wuwan_worker.decoding.base import Reader
+    from wuwan_worker.shared.bundle import InputSpec
 
 __all__ = [
     "MAX_BYTES",

@@ -23,7 +23,7 @@ import numpy as np
 
 from wuwan_worker import decode
 from wuwan_worker.decode import Refused
-from wuwan_worker.protocol import close_all
+from wuwan_worker.shared.protocol import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wuwan_worker.backends import Backend, BatchDecoder
-    from wuwan_worker.bundle import InputSpec
     from wuwan_worker.decode import Decoded, Flaw
     from wuwan_worker.jobs import FairQueue, Job
     from wuwan_worker.ranking import Ranking
+    from wuwan_worker.shared.bundle import InputSpec
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wuwan_worker.protocol import State
+from wuwan_worker.shared.protocol import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
-from wuwan_worker import backends, bundle, cores, labels
+from wuwan_worker import backends, cores
 from wuwan_worker.backends import compile_cache
+from wuwan_worker.shared import bundle, labels
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from wuwan_worker.labels import Label
+    from wuwan_worker.shared.labels import Label
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from wuwan_worker import peers, protocol
 from wuwan_worker.jobs import FairQueue, Job, Options
-from wuwan_worker.protocol import (
+from wuwan_worker.shared import peers, protocol
+from wuwan_worker.shared.protocol import (
     Adopt,
     DescriptorError,
     Done,

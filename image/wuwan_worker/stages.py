@@ -4,7 +4,7 @@ Decoding and inference share the cores, so with perfect overlap and no other wor
 is limited to ``1 / (1 / decode + 1 / inference)``, both in images a second over all cores. `wuwan
 bench` compares itself with that.
 
-Images come on standard input as blobs (`wuwan_worker.bridge`), so it works in a container that
+Images come on standard input as blobs (`shared.blobs`), so it works in a container that
 sees no files. The answer is one JSON object on standard output.
 """
 
@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wuwan_worker import backends, bundle, cores, decode, labels
-from wuwan_worker.bridge import read_blob
+from wuwan_worker import backends, cores, decode
 from wuwan_worker.jobs import Job, Options
+from wuwan_worker.shared import blobs, bundle, labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from wuwan_worker.backends import Backend, BatchDecoder
-    from wuwan_worker.bundle import Bundle
+    from wuwan_worker.shared.bundle import Bundle
 
 
 def rate(threads: int, seconds: float, step: Callable[[int], int]) -> tuple[float, float]:
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
     arguments = parser.parse_args(argv)
     images: list[int] = []
-    while (descriptor := read_blob(sys.stdin.buffer)) is not None:
+    while (descriptor := blobs.read(sys.stdin.buffer)) is not None:
         images.append(descriptor)
     model = bundle.load(bundle.find(arguments.model))
     threads = cores.available()

@@ -12,8 +12,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from wuwan_worker.lifecycle import Lifecycle
-from wuwan_worker.protocol import close_all
 from wuwan_worker.server import Identity, Server
+from wuwan_worker.shared.protocol import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

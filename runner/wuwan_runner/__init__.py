@@ -10,15 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wuwan_runner.discover import Selection
     from wuwan_runner.errors import EngineError, ExitCode, LockedError, UsageError, WuwanError
-    from wuwan_runner.options import TagOptions, Timeouts, WorkerSpec
+    from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
     from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
     from wuwan_runner.survey import Survey
     from wuwan_runner.tagger import Tagger
 
 _HOMES = {
-    "Selection": "discover",
+    "Selection": "options",
     "EngineError": "errors",
     "ExitCode": "errors",
     "LockedError": "errors",

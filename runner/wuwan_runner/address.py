@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_worker import __version__, peers, protocol
+from wuwan_worker import __version__
+from wuwan_worker.shared import peers, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,8 +19,9 @@ from wuwan_runner import address, control, daemon, gpus, leftovers, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import local
 from wuwan_runner.options import Timeouts
-from wuwan_worker import __version__, bundle, labels, private_dir, protocol
-from wuwan_worker.private_dir import PrivateDir
+from wuwan_worker import __version__
+from wuwan_worker.shared import bundle, labels, private_dir, protocol
+from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from wuwan_worker import __version__, protocol
-from wuwan_worker.protocol import FrameDecoder, Hello, Images, Message, State, Welcome
+from wuwan_worker import __version__
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, State, Welcome
 
 if TYPE_CHECKING:
     import socket

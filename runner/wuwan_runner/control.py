@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from wuwan_runner import address, proof
-from wuwan_worker import __version__, protocol
-from wuwan_worker.protocol import (
+from wuwan_worker import __version__
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import (
     Fatal,
     FrameDecoder,
     Hello,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wuwan_runner import daemon
 from wuwan_runner.errors import EngineError, ModelError
-from wuwan_worker import bundle, labels
+from wuwan_worker.shared import bundle, labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,13 +9,14 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from wuwan_runner import bounds
 from wuwan_runner.records import ItemFailure
 from wuwan_runner.survey import Survey, may_be_directory
-from wuwan_worker.protocol import ErrorCode
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from wuwan_runner.options import Selection
 
 # The extensions of the formats that the worker decodes. Explicitly named files are always taken.
 EXTENSIONS = frozenset(
@@ -23,23 +24,6 @@ EXTENSIONS = frozenset(
     ".heic .heif .hif .avif".split()
 )
 _DIGITS = re.compile(r"(\d+)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which files of a directory are taken."""
-
-    recursive: bool = True
-    hidden: bool = False  # files and directories whose name begins with a dot
-    include: tuple[str, ...] = ()  # patterns; if any, they replace the test of the extension
-    exclude: tuple[str, ...] = ()  # patterns for files and directories
-
-    def __post_init__(self) -> None:
-        """Raises OptionError."""
-        bounds.of_kind("selection.recursive", self.recursive, bool, "True or False")
-        bounds.of_kind("selection.hidden", self.hidden, bool, "True or False")
-        bounds.patterns("selection.include", self.include)
-        bounds.patterns("selection.exclude", self.exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +185,8 @@ def _taken(path: str, name: str, root: str, selection: Selection) -> bool:
 
 
 def _matches(path: str, name: str, root: str, patterns: tuple[str, ...]) -> bool:
-    """A pattern matches the name or the path below the named directory, as .gitignore's do."""
+    """A pattern matches the name or the path below the named directory, as `fnmatch` does:
+    `*` takes slashes, too."""
     if not patterns:
         return False
     relative = path[len(root) :].lstrip("/")

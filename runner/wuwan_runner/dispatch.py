@@ -29,8 +29,8 @@ from wuwan_runner.discover import OpenError, open_image
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError, UsageError
 from wuwan_runner.launchers.base import Ending
 from wuwan_runner.records import ItemFailure, Record, from_item
-from wuwan_worker import protocol
-from wuwan_worker.protocol import (
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import (
     Adopt,
     Done,
     End,

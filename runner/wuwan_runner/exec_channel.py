@@ -28,9 +28,8 @@ from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as containers
 from wuwan_runner.launchers.base import Ending
 from wuwan_runner.staff import Staff
-from wuwan_worker import protocol
-from wuwan_worker.bridge import BLOB
-from wuwan_worker.protocol import FrameDecoder, pack
+from wuwan_worker.shared import blobs, protocol
+from wuwan_worker.shared.protocol import FrameDecoder, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -293,7 +292,7 @@ class Link:
 
     def _send_blob(self, descriptor: int) -> None:
         size = os.fstat(descriptor).st_size
-        self._stream.sendall(BLOB.pack(size))
+        self._stream.sendall(blobs.HEADER.pack(size))
         offset = 0
         while offset < size:
             chunk = os.pread(descriptor, min(_CHUNK, size - offset), offset)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.address import Address
     from wuwan_runner.options import Timeouts
-    from wuwan_worker.protocol import Status, Welcome
+    from wuwan_worker.shared.protocol import Status, Welcome
 
 
 # Each of them takes a Docker client and two threads more.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.errors import EngineError
-from wuwan_worker import bundle
+from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -14,14 +14,14 @@ from typing import IO, TYPE_CHECKING, Any
 import wuwan_worker
 from wuwan_runner import daemon, model_place
 from wuwan_runner.errors import EngineError, ModelError, UsageError, WuwanError
-from wuwan_worker import bundle
+from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import docker
 
-    from wuwan_worker.bundle import Bundle
+    from wuwan_worker.shared.bundle import Bundle
 
 _HERE = Path(__file__).resolve().parent
 VARIANTS = ("cpu", "gpu")

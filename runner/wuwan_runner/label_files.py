@@ -1,4 +1,4 @@
-"""Label files as people have them, made into a bundle's `labels.tsv` (`wuwan_worker.labels`)."""
+"""Label files as people have them, made into a bundle's `labels.tsv` (`shared.labels`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wuwan_runner.errors import ModelError
-from wuwan_worker.labels import PLAIN
+from wuwan_worker.shared.labels import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

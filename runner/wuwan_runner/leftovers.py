@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import address, control, daemon, models
 from wuwan_runner.errors import EngineError
-from wuwan_worker import private_dir
-from wuwan_worker.private_dir import PrivateDir
+from wuwan_worker.shared import private_dir
+from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from wuwan_runner.options import Timeouts

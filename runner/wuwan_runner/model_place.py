@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import daemon
 from wuwan_runner.errors import EngineError
-from wuwan_worker import bundle
-from wuwan_worker.bundle import Bundle, BundleError
+from wuwan_worker.shared import bundle
+from wuwan_worker.shared.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

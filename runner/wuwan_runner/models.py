@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import manifest
 from wuwan_runner.errors import LockedError, ModelError, UsageError
-from wuwan_worker import bundle, labels, places
-from wuwan_worker.bundle import Bundle, BundleError
+from wuwan_worker.shared import bundle, dirs, labels
+from wuwan_worker.shared.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.conversion import Converter
     from wuwan_runner.manifest import Source
-    from wuwan_worker.private_dir import PrivateDir
+    from wuwan_worker.shared.private_dir import PrivateDir
 
 # Not a bundle's name, so it is never taken for one.
 _STAGING = ".{name}.staging"
@@ -154,7 +154,7 @@ def discard(path: Path) -> None:
 @contextlib.contextmanager
 def _staged(name: str) -> Iterator[Path]:
     """An empty directory for the bundle, ours alone; whatever is still there at the end goes."""
-    path = private(places.data() / "models") / _STAGING.format(name=name)
+    path = private(dirs.data() / "models") / _STAGING.format(name=name)
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from wuwan_runner import bounds, launchers
-from wuwan_runner.discover import Selection as Selection
-from wuwan_worker import backends
+from wuwan_runner import bounds
+from wuwan_worker.shared import bundle
 
 TTL = 30.0  # seconds that a worker stays warm after its last work
-RUNNERS = ("auto", *launchers.REGISTRY)
-BACKENDS = ("auto", *backends.REGISTRY)
+LAUNCHERS = ("docker", "local")  # the names in `launchers.REGISTRY`
+RUNNERS = ("auto", *LAUNCHERS)
+BACKENDS = ("auto", *bundle.BACKENDS)
 CHANNELS = ("auto", "socket", "exec")
 # What every worker gives in credits, and well under what one frame may carry in descriptors.
 MAX_BATCH = 32
@@ -28,7 +28,7 @@ class WorkerSpec:
     """Which worker is wanted. Two runs with an equal spec share workers."""
 
     model: str = "imagenet-zh"  # a bundle's name, or a directory
-    backend: str = "auto"  # "auto" or a name in `wuwan_worker.backends.REGISTRY`
+    backend: str = "auto"  # "auto" or one of BACKENDS
     gpus: str = "auto"  # "auto", "all", "none" or indices such as "0,1"
     image: str = ""  # the container image; empty for this version's own
     memory: str = "4g"  # the container's memory limit
@@ -41,6 +41,23 @@ class WorkerSpec:
         object.__setattr__(self, "gpus", bounds.gpus("gpus", self.gpus))
         bounds.text("image", self.image)
         bounds.memory("memory", self.memory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which files of a directory are taken."""
+
+    recursive: bool = True
+    hidden: bool = False  # files and directories whose name begins with a dot
+    include: tuple[str, ...] = ()  # patterns; if any, they replace the test of the extension
+    exclude: tuple[str, ...] = ()  # patterns for files and directories
+
+    def __post_init__(self) -> None:
+        """Raises OptionError."""
+        bounds.of_kind("selection.recursive", self.recursive, bool, "True or False")
+        bounds.of_kind("selection.hidden", self.hidden, bool, "True or False")
+        bounds.patterns("selection.include", self.include)
+        bounds.patterns("selection.exclude", self.exclude)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +86,7 @@ class TagOptions:
     """Everything `Tagger` needs to know."""
 
     spec: WorkerSpec = field(default_factory=WorkerSpec)
-    runner: str = "auto"  # "auto" or a name in `launchers.REGISTRY`
+    runner: str = "auto"  # "auto" or one of LAUNCHERS
     channel: str = "auto"  # how containers get images: "socket", "exec", or what works
     workers: int | None = None  # None: one for each chosen GPU, one on a CPU
     top_k: int = 5

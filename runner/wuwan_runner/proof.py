@@ -1,4 +1,4 @@
-"""What tells this user's clients from other users' where a worker cannot (`wuwan_worker.peers`).
+"""What tells this user's clients from other users' where a worker cannot (`shared.peers`).
 
 Under Docker's userns-remap all users of the machine look alike to a container. So a client shows a
 token, made of a secret that only its user can read, and of the worker's name: hostile code in a
@@ -15,7 +15,7 @@ import contextlib
 import hmac
 import os
 
-from wuwan_worker import places, private_dir
+from wuwan_worker.shared import dirs, private_dir
 
 _FILE = "secret"
 _SIZE = 32  # bytes
@@ -28,7 +28,7 @@ def keep() -> bool:
         return True
     temporary = f"{_FILE}.{os.urandom(4).hex()}"
     try:
-        with places.state().opened(make=True) as directory:
+        with dirs.state().opened(make=True) as directory:
             private_dir.write(temporary, directory, os.urandom(_SIZE))
             try:
                 # Whole or not at all; and of several runs that make one, the first one's counts.
@@ -51,7 +51,7 @@ def token(name: str) -> str:
 
 def _kept() -> bytes | None:
     try:
-        with places.state().opened() as directory:
+        with dirs.state().opened() as directory:
             content = private_dir.read(_FILE, directory)
     except OSError:
         return None

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 VERSION = 1
 
@@ -99,7 +99,7 @@ def path_fields(path: str) -> dict[str, str]:
 
 
 def from_item(path: str, model: str, item: dict[str, Any], *, strict: bool = False) -> Record:
-    """The record for a worker's result item (see `wuwan_worker.protocol.Results`).
+    """The record for a worker's result item (see `wuwan_worker.shared.protocol.Results`).
 
     With `strict` a warning is an error: `truncated`, as for data of which too much is missing.
     """

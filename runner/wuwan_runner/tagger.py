@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wuwan_runner.records import Record
     from wuwan_runner.staff import Staff
     from wuwan_runner.survey import Survey
-    from wuwan_worker.protocol import Welcome
+    from wuwan_worker.shared.protocol import Welcome
 
 
 def _ignore(_message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from wuwan_runner import checks
 from wuwan_runner.checks import Check, Outcome
-from wuwan_worker.private_dir import PrivateDir
+from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from wuwan_worker import protocol
-from wuwan_worker.protocol import (
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import (
     End,
     Fatal,
     FrameDecoder,

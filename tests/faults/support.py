@@ -16,8 +16,8 @@ from wuwan_runner import address, control, launchers
 from wuwan_runner.address import Address
 from wuwan_runner.launchers.base import Order
 from wuwan_runner.options import Timeouts, WorkerSpec
-from wuwan_worker import protocol
-from wuwan_worker.protocol import FrameDecoder, Hello, Images, Message, Results, Welcome
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, Results, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -20,9 +20,18 @@ import pytest
 
 from tests.faults.support import Plan, Proxy, place_of, worker_at
 from wuwan_runner import WorkerSpec, address
-from wuwan_worker import protocol
-from wuwan_worker.bundle import EMBEDDED
-from wuwan_worker.protocol import Done, End, FrameDecoder, Hello, Images, Message, Results, Welcome
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.bundle import EMBEDDED
+from wuwan_worker.shared.protocol import (
+    Done,
+    End,
+    FrameDecoder,
+    Hello,
+    Images,
+    Message,
+    Results,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

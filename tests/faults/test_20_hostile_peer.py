@@ -18,8 +18,8 @@ import pytest
 
 from tests.faults.support import DEADLINE, Client, place_of, status_of
 from wuwan_runner import WorkerSpec, address
-from wuwan_worker import protocol
-from wuwan_worker.protocol import Hello, Images
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import Hello, Images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from wuwan_runner import Tagger, TagOptions, WorkerSpec, address, control
-from wuwan_worker import bundle
+from wuwan_worker.shared import bundle
 
 CLIENTS = 64
 RUNNERS = ["local", pytest.param("docker", marks=pytest.mark.docker)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wuwan_runner import conversion
-from wuwan_worker import bundle, labels
+from wuwan_worker.shared import bundle, labels
 
 FAKE = Path(__file__).with_name("fake")
 OUTPUTS = 1000  # of the network that `fake_convert` gives

@@ -16,7 +16,7 @@ import pytest
 
 from tests.models.conftest import write_checkpoint
 from tests.models.hub import Hub, serving
-from wuwan_worker import bundle
+from wuwan_worker.shared import bundle
 
 
 def lines(done: Any) -> list[dict[str, Any]]:

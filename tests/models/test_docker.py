@@ -17,8 +17,8 @@ from wuwan_runner import address, conversion, daemon, general_zh, model_place, m
 from wuwan_runner.errors import EngineError, ModelError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import WorkerSpec
-from wuwan_worker import bundle
-from wuwan_worker.private_dir import PrivateDir
+from wuwan_worker.shared import bundle
+from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import pytest
 
 from wuwan_runner import conversion, general_zh, models
 from wuwan_runner.errors import ModelError
-from wuwan_worker import bundle
+from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import pytest
 
 from wuwan_runner import general_zh, label_files
 from wuwan_runner.errors import ModelError
-from wuwan_worker import bundle, labels
+from wuwan_worker.shared import bundle, labels
 
 
 def meta_info(path: Path, *cells: tuple[str, str, str]) -> Path:

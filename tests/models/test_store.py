@@ -18,7 +18,7 @@ from tests.models.conftest import write_checkpoint
 from wuwan_runner import checks, conversion, general_zh, leftovers, models
 from wuwan_runner.errors import EngineError, LockedError, ModelError, UsageError
 from wuwan_runner.options import Timeouts
-from wuwan_worker import bundle, labels
+from wuwan_worker.shared import bundle, labels
 
 
 def add(directory: Path, name: str = "mine") -> bundle.Bundle:

@@ -13,8 +13,8 @@ from wuwan_runner import launchers
 from wuwan_runner.connection import Connection
 from wuwan_runner.launchers.base import Ending
 from wuwan_runner.staff import Staff
-from wuwan_worker import protocol
-from wuwan_worker.protocol import (
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import (
     Done,
     End,
     FrameDecoder,

@@ -12,8 +12,8 @@ import pytest
 from tests.runner.fake_worker import welcome
 from wuwan_runner.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.options import TagOptions, Timeouts
-from wuwan_worker import protocol
-from wuwan_worker.protocol import Done, FrameDecoder, Hello, Images, Ready, Results
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import Done, FrameDecoder, Hello, Images, Ready, Results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

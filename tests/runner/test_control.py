@@ -18,8 +18,8 @@ from wuwan_runner.checks import Outcome, Scope
 from wuwan_runner.control import Control, GoneError, NoAnswerError
 from wuwan_runner.errors import EngineError
 from wuwan_runner.options import Timeouts
-from wuwan_worker import protocol
-from wuwan_worker.protocol import (
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import (
     Done,
     Fatal,
     FatalCode,

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wuwan_runner import discover
-from wuwan_runner.discover import Found, OpenError, Selection, natural_key, open_image
-from wuwan_worker.protocol import ErrorCode
+from wuwan_runner.discover import Found, OpenError, natural_key, open_image
+from wuwan_runner.options import Selection
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

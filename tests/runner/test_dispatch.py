@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.runner.fake_worker import World
-from wuwan_runner.discover import Found, Selection
+from wuwan_runner.discover import Found
 from wuwan_runner.dispatch import TRUST, Dispatch
 from wuwan_runner.errors import EngineError
 from wuwan_runner.options import (
@@ -18,11 +18,12 @@ from wuwan_runner.options import (
     CHANNELS,
     MAX_BATCH,
     RUNNERS,
+    Selection,
     TagOptions,
     Timeouts,
     WorkerSpec,
 )
-from wuwan_worker import protocol
+from wuwan_worker.shared import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ import pytest
 from wuwan_runner import eviction
 from wuwan_runner.address import Address
 from wuwan_runner.control import Seen
-from wuwan_worker.protocol import Status
+from wuwan_worker.shared.protocol import Status
 
 GIB = 2**30
 

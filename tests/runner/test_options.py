@@ -20,8 +20,8 @@ from wuwan_runner.options import (
     Timeouts,
     WorkerSpec,
 )
-from wuwan_worker import protocol
 from wuwan_worker.server import CREDITS
+from wuwan_worker.shared import protocol
 
 NO_NUMBERS: list[Any] = ["1", None, b"1", [1], 1j, True, object()]
 NO_TEXTS: list[Any] = [None, 1, b"x", ["x"], "a\0b", "\ud800", "x" * 5000]

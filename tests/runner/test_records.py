@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from wuwan_runner import records
 from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 DOG = Label("金毛寻回犬", 0.93, "n02099601", ("犬", "动物"))
 SCHEMA = json.loads(resources.files("wuwan_runner").joinpath("record.schema.json").read_text())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wuwan_runner.discover import Selection, discover
+from wuwan_runner.discover import discover
+from wuwan_runner.options import Selection
 from wuwan_runner.survey import KINDS, Survey
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 import wuwan_worker
-from wuwan_worker import protocol
 from wuwan_worker.lifecycle import Lifecycle
-from wuwan_worker.protocol import FrameDecoder, Hello, Message, Welcome
 from wuwan_worker.server import Identity, Server
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import FrameDecoder, Hello, Message, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

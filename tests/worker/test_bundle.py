@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker import bundle, labels
-from wuwan_worker.bundle import BundleError
-from wuwan_worker.labels import Label
+from wuwan_worker.shared import bundle, labels
+from wuwan_worker.shared.bundle import BundleError
+from wuwan_worker.shared.labels import Label
 
 if TYPE_CHECKING:
     from pathlib import Path

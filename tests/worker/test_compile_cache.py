@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from wuwan_worker import backends, bundle, labels
+from wuwan_worker import backends
 from wuwan_worker.backends import compile_cache
+from wuwan_worker.shared import bundle, labels
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,10 +17,11 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from wuwan_worker import bundle, decode
+from wuwan_worker import decode
 from wuwan_worker.decode import Decoded, Refused
 from wuwan_worker.decoding import jpeg, memory
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared import bundle
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

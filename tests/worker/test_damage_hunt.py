@@ -20,7 +20,7 @@ from tests.worker.kinds.bmp import built as built_bmp
 from wuwan_worker import decode
 from wuwan_worker.decode import ItemError
 from wuwan_worker.decoding import coded
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
     from wuwan_worker.decode import Decoded

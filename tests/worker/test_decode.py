@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
-from wuwan_worker import bundle, decode
+from wuwan_worker import decode
 from wuwan_worker.decode import Decoded, ItemError
 from wuwan_worker.decoding import prepare
-from wuwan_worker.protocol import ErrorCode
+from wuwan_worker.shared import bundle
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

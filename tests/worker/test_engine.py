@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from wuwan_worker import decode
-from wuwan_worker.bundle import InputSpec
 from wuwan_worker.decode import Decoded, Refused
 from wuwan_worker.engine import Engine
 from wuwan_worker.jobs import FairQueue, Job, Options
-from wuwan_worker.labels import Label
-from wuwan_worker.protocol import ErrorCode
 from wuwan_worker.ranking import Ranking
+from wuwan_worker.shared.bundle import InputSpec
+from wuwan_worker.shared.labels import Label
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence

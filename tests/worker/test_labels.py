@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.worker.test_bundle import MANIFEST
-from wuwan_worker import bundle, labels
-from wuwan_worker.bundle import BundleError
-from wuwan_worker.labels import Label, Level
 from wuwan_worker.ranking import GroupSum, Ranking
+from wuwan_worker.shared import bundle, labels
+from wuwan_worker.shared.bundle import BundleError
+from wuwan_worker.shared.labels import Label, Level
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from wuwan_worker.lifecycle import Lifecycle
-from wuwan_worker.protocol import State
+from wuwan_worker.shared.protocol import State
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 from wuwan_worker.decode import ItemError
 from wuwan_worker.decoding import memory
 from wuwan_worker.decoding.memory import Budget
-from wuwan_worker.protocol import ErrorCode
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

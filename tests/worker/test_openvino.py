@@ -9,9 +9,10 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from wuwan_worker import backends, bundle
-from wuwan_worker.labels import Label, Level
+from wuwan_worker import backends
 from wuwan_worker.ranking import ACTIVATIONS
+from wuwan_worker.shared import bundle
+from wuwan_worker.shared.labels import Label, Level
 
 if TYPE_CHECKING:
     from pathlib import Path

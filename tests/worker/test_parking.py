@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wuwan_worker.bundle import InputSpec
 from wuwan_worker.engine import Engine
-from wuwan_worker.labels import Label
-from wuwan_worker.protocol import End, FatalCode, State, Status, StatusRequest
 from wuwan_worker.ranking import Ranking
+from wuwan_worker.shared.bundle import InputSpec
+from wuwan_worker.shared.labels import Label
+from wuwan_worker.shared.protocol import End, FatalCode, State, Status, StatusRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -14,8 +14,8 @@ import pytest
 
 import wuwan_worker
 from tests.faults.stranger import REQUESTS, as_stranger, commands
-from wuwan_worker import peers, protocol
-from wuwan_worker.protocol import Adopt
+from wuwan_worker.shared import peers, protocol
+from wuwan_worker.shared.protocol import Adopt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

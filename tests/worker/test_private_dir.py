@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker import private_dir
 from wuwan_worker.backends import compile_cache
-from wuwan_worker.private_dir import PrivateDir
+from wuwan_worker.shared import private_dir
+from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wuwan_worker import protocol
-from wuwan_worker.protocol import (
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import (
     DescriptorError,
     End,
     Frame,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from wuwan_worker.labels import Label
 from wuwan_worker.ranking import ACTIVATIONS, Ranking, excludes
+from wuwan_worker.shared.labels import Label
 
 DOG, CAT, BOOK, OTHER_BOOK = (
     Label("犬", "n1", ("动物",)),

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker import bundle, labels, protocol, server
-from wuwan_worker.protocol import (
+from wuwan_worker import server
+from wuwan_worker.shared import bundle, labels, protocol
+from wuwan_worker.shared.protocol import (
     Done,
     End,
     ErrorCode,

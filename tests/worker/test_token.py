@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_worker import peers, protocol
-from wuwan_worker.protocol import (
+from wuwan_worker.shared import peers, protocol
+from wuwan_worker.shared.protocol import (
     Fatal,
     FatalCode,
     Hello,

@@ -16,12 +16,13 @@ timm = pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed")
 
-from wuwan_worker import backends, bundle, decode, labels  # noqa: E402
+from wuwan_worker import backends, decode  # noqa: E402
 from wuwan_worker.backends import openvino, pytorch  # noqa: E402
 from wuwan_worker.backends.weights import Block  # noqa: E402
 from wuwan_worker.convert import convert  # noqa: E402
 from wuwan_worker.networks import network  # noqa: E402
 from wuwan_worker.ranking import ACTIVATIONS  # noqa: E402
+from wuwan_worker.shared import bundle, labels  # noqa: E402
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wuwan_worker.bundle import Bundle
     from wuwan_worker.decode import Decoded, Refused
     from wuwan_worker.jobs import Job
-    from wuwan_worker.labels import Level
+    from wuwan_worker.shared.bundle import Bundle
+    from wuwan_worker.shared.labels import Level
 
 
 class BackendError(Exception):

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-from wuwan_worker import places, private_dir
-from wuwan_worker.private_dir import PrivateDir
+from wuwan_worker.shared import dirs, private_dir
+from wuwan_worker.shared.private_dir import PrivateDir
 
 VARIABLE = "WUWAN_COMPILED"
 # For a network of hundreds of megabytes the copy on disk would cost more than it saves.
@@ -35,7 +35,7 @@ def directory() -> PrivateDir:
     """Where the files are: as the environment says, or in the user's cache directory."""
     if named := os.environ.get(VARIABLE):
         return PrivateDir(Path(named))
-    return places.cache() / "compiled"
+    return dirs.cache() / "compiled"
 
 
 def suits(files: Iterable[Path]) -> bool:

@@ -28,8 +28,8 @@ from wuwan_worker.decoding import jpeg, prepare
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from wuwan_worker.bundle import InputSpec
     from wuwan_worker.jobs import Job
+    from wuwan_worker.shared.bundle import InputSpec
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from wuwan_worker.bundle import Bundle
-    from wuwan_worker.labels import Level
+    from wuwan_worker.shared.bundle import Bundle
+    from wuwan_worker.shared.labels import Level
 
 log = logging.getLogger(__name__)
 

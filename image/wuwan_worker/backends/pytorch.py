@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wuwan_worker.bundle import Bundle
-    from wuwan_worker.labels import Level
+    from wuwan_worker.shared.bundle import Bundle
+    from wuwan_worker.shared.labels import Level
 
 _CPU_BATCH = 4  # images; larger ones fall out of the cache
 # On a GPU one thread ranks labels while the other one's batch is computed.

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
-    from wuwan_worker.bundle import InputSpec
     from wuwan_worker.decoding.memory import Claim
+    from wuwan_worker.shared.bundle import InputSpec
 
 # Less of the picture than this is no picture: "less than half of the picture there".
 LEAST_THERE = 0.5

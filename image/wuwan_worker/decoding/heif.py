@@ -27,7 +27,7 @@ from wuwan_worker.decoding.base import (
     said,
 )
 from wuwan_worker.decoding.identify import ftyp_brands
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
     from wuwan_worker.decoding.base import Request

@@ -14,14 +14,14 @@ import simplejpeg
 from PIL import Image
 
 from wuwan_worker.decoding.base import Flaw, ItemError, Picture, exif_orientation, judged
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wuwan_worker.bundle import InputSpec
     from wuwan_worker.decoding.base import Request
+    from wuwan_worker.shared.bundle import InputSpec
 
 _COLOURS = {1: ("GRAY", "L", "L"), 3: ("RGB", "RGB", "RGB"), 4: ("CMYK", "CMYK", "CMYK;I")}
 _SCALES = (8, 4, 2, 1)  # libjpeg skips most of the inverse DCT at these

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wuwan_worker.decoding.base import ItemError
-from wuwan_worker.protocol import ErrorCode
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

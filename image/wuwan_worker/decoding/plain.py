@@ -17,7 +17,7 @@ from wuwan_worker.decoding.base import (
     judged,
     loaded,
 )
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

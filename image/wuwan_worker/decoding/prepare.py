@@ -11,8 +11,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from wuwan_worker.bundle import InputSpec
     from wuwan_worker.decoding.base import Flaw, Picture
+    from wuwan_worker.shared.bundle import InputSpec
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _REDUCING_GAP = 2.0  # how many times the network's input is kept before the last, exact resizing

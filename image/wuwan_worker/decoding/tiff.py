@@ -24,7 +24,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from wuwan_worker.decoding import deep
 from wuwan_worker.decoding.base import Flaw, ItemError, Picture, judged, loaded
 from wuwan_worker.decoding.jpeg import HARMLESS, unsupported
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -19,7 +19,7 @@ from wuwan_worker.decoding.base import (
     judged,
     said,
 )
-from wuwan_worker.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
     from wuwan_worker.decoding.base import Request

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.gpus import Placement
     from wuwan_runner.options import Timeouts, WorkerSpec
-    from wuwan_worker.protocol import Welcome
+    from wuwan_worker.shared.protocol import Welcome
 
 
 @dataclass(frozen=True, slots=True)

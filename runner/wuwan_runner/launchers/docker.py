@@ -24,8 +24,8 @@ from wuwan_runner import address, daemon, gpus, leftovers, model_place, nvidia
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError
 from wuwan_runner.gpus import Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
-from wuwan_worker import protocol
-from wuwan_worker.protocol import Adopt
+from wuwan_worker.shared import protocol
+from wuwan_worker.shared.protocol import Adopt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.launchers.base import Order
     from wuwan_runner.options import Timeouts, WorkerSpec
-    from wuwan_worker.protocol import Welcome
+    from wuwan_worker.shared.protocol import Welcome
 
 SOCKET_TARGET = "/run/wuwan.sock"
 USER = "10001:10001"

@@ -14,14 +14,14 @@ from wuwan_runner import address, gpus, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.gpus import Offer, Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
-from wuwan_worker import bundle, peers
+from wuwan_worker.shared import bundle, peers
 
 if TYPE_CHECKING:
     import socket
 
     from wuwan_runner.launchers.base import Order
     from wuwan_runner.options import Timeouts, WorkerSpec
-    from wuwan_worker.protocol import Welcome
+    from wuwan_worker.shared.protocol import Welcome
 
 # What each backend imports, and the extra of wuwan that installs it.
 NEEDED = {

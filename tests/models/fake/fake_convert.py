@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from wuwan_worker import bundle
+from wuwan_worker.shared import bundle
 
 EXIT_REFUSED = 65
 

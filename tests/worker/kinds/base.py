@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from wuwan_worker import bundle
 from wuwan_worker.decoding import prepare
 from wuwan_worker.decoding.base import Picture
+from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wuwan_worker.bundle import BundleError
+from wuwan_worker.shared.bundle import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wuwan_worker.bundle import Bundle
+    from wuwan_worker.shared.bundle import Bundle
 
 FILE = "labels.tsv"
 PLAIN = ("index", "label", "id", "broader")

@@ -1,4 +1,4 @@
-"""Model bundles: a directory with `bundle.toml`, weights and labels (`wuwan_worker.labels`).
+"""Model bundles: a directory with `bundle.toml`, weights and labels (`wuwan_worker.shared.labels`).
 
 Reading a bundle's description needs the standard library alone, so the CLI can list and check
 bundles without loading a model library.
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wuwan_worker import places
+from wuwan_worker.shared import dirs
 
 MANIFEST = "bundle.toml"
-EMBEDDED = Path(__file__).parent / "bundles"
+EMBEDDED = Path(__file__).parents[1] / "bundles"
+# What weights may be for: the names in `wuwan_worker.backends.REGISTRY`.
+BACKENDS = ("openvino", "torch")
 # A name is part of paths, of an image's label and of what people type.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -208,7 +210,7 @@ def find(name: str) -> Path:
 
 def user_directory() -> Path:
     """Where the user's own bundles are."""
-    return (places.data() / "models").path
+    return (dirs.data() / "models").path
 
 
 def embedded() -> list[str]:

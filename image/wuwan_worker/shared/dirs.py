@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from wuwan_worker import private_dir
-from wuwan_worker.private_dir import PrivateDir
+from wuwan_worker.shared import private_dir
+from wuwan_worker.shared.private_dir import PrivateDir
 
 
 def data() -> PrivateDir:
