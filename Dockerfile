@@ -69,7 +69,7 @@ COPY image/推理.py /app/推理.py
 # the worker's user cannot read.
 RUN find /app -name __pycache__ -prune -exec rm -rf {} + \
     && /opt/wuwan/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /app/wuwan_worker \
-    && PYTHONPATH=/app WUWAN_COMPILED=/app/compiled /opt/wuwan/bin/python -m wuwan_worker.precompile \
+    && PYTHONPATH=/app WUWAN_COMPILED=/app/compiled /opt/wuwan/bin/python -m wuwan_worker.programs.precompile \
     && chmod -R a+rX /app
 
 # --- The image.

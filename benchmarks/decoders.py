@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from wuwan_worker import decode
+from wuwan_worker.decoding import decode
 from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def box(width: int, height: int, scale_x: float = 1.0) -> tuple[float, float, fl
 
 
 def pillow(data: bytes, *, draft: bool, exact: bool = False) -> Pixels:
-    """`wuwan_worker.decode`, or Pillow without its reduced-scale decode."""
+    """`wuwan_worker.decoding.decode`, or Pillow without its reduced-scale decode."""
     if draft or exact:
         descriptor = os.memfd_create("image")
         try:

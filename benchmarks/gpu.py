@@ -170,9 +170,10 @@ def parity(table: Table, bundle: Any, photos: Sequence[int], device: str) -> Non
     import numpy as np
     import torch
 
-    from wuwan_worker import backends, cores, decode
-    from wuwan_worker.backends import pytorch
-    from wuwan_worker.backends.jpegs import JpegDecoder
+    from wuwan_worker import backends, cores
+    from wuwan_worker.backends.torch import backend as pytorch
+    from wuwan_worker.backends.torch.jpegs import JpegDecoder
+    from wuwan_worker.decoding import decode
     from wuwan_worker.jobs import Job, Options
     from wuwan_worker.shared import labels
 
@@ -224,12 +225,13 @@ def alone(table: Table, bundle: Any, photos: Sequence[int], device: str) -> dict
     import numpy as np
     import torch
 
-    from wuwan_worker import cores, decode
-    from wuwan_worker.backends import pytorch
-    from wuwan_worker.backends.jpegs import JpegDecoder
+    from wuwan_worker import cores
+    from wuwan_worker.backends.torch import backend as pytorch
+    from wuwan_worker.backends.torch.jpegs import JpegDecoder
+    from wuwan_worker.decoding import decode
     from wuwan_worker.jobs import Job, Options
+    from wuwan_worker.programs.stages import rate
     from wuwan_worker.shared import labels
-    from wuwan_worker.stages import rate
 
     threads, spec = cores.available(), bundle.input
     on = torch.device(device)
@@ -433,7 +435,8 @@ def opened_photos(directory: Path | None, scratch: Path, count: int) -> list[int
 
 def no_gpu() -> str | None:
     """Why the GPU cannot be used; None if it can."""
-    from wuwan_worker.backends import BackendError, pytorch
+    from wuwan_worker.backends import BackendError
+    from wuwan_worker.backends.torch import backend as pytorch
 
     try:
         pytorch.cuda()

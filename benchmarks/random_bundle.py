@@ -75,7 +75,7 @@ def make(
     """Write the bundle into `root`."""
     import torch
 
-    from wuwan_worker.convert import convert
+    from wuwan_worker.conversion.convert import convert
 
     root.mkdir(parents=True, exist_ok=True)
     checkpoint = root / "checkpoint.pt"

@@ -22,7 +22,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13
 
-from wuwan_worker import decode
+from wuwan_worker.decoding import decode
 from wuwan_worker.shared import bundle
 
 ROOT = Path(__file__).parents[1] / "image/wuwan_worker/bundles/imagenet-zh"

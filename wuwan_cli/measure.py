@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PROGRAM = (sys.executable, "-m", "wuwan_cli")
+STAGES = "wuwan_worker.programs.stages"
+STUB = "wuwan_worker.programs.stub"
 _TIMEOUT = 3600.0  # seconds for one run
 
 
@@ -153,12 +155,12 @@ def imports(repeats: int) -> tuple[float, float]:
 def stages(
     photos: Sequence[str], runner: str, spec: WorkerSpec, seconds: float, *, on_gpu: bool
 ) -> dict[str, float]:
-    """What `wuwan_worker.stages` says of these photos, in the environment of that runner.
+    """What `wuwan_worker.programs.stages` says of these photos, in the environment of that runner.
 
     Raises:
         EngineError: if it cannot be run there.
     """
-    command, model = [sys.executable, "-m", "wuwan_worker.stages"], spec.model
+    command, model = [sys.executable, "-m", STAGES], spec.model
     if runner == "docker":
         image = launchers.get("docker").place(spec, Timeouts()).image
         model, directory = model_place.place(spec.model, image, {})
@@ -189,7 +191,7 @@ def stub_worker(spec: WorkerSpec) -> Iterator[None]:
         raise EngineError(f"the name {place.name[1:]} is taken")
     with listener:
         process = subprocess.Popen(
-            [sys.executable, "-m", "wuwan_worker.stub", f"--listen-fd={listener.fileno()}"],
+            [sys.executable, "-m", STUB, f"--listen-fd={listener.fileno()}"],
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__, cores
-from wuwan_worker.lifecycle import GRACE, PARK_AFTER, Lifecycle
-from wuwan_worker.server import CREDITS, Identity, Server
+from wuwan_worker.serving.lifecycle import GRACE, PARK_AFTER, Lifecycle
+from wuwan_worker.serving.server import CREDITS, Identity, Server
 from wuwan_worker.shared import bundle, peers, protocol
 from wuwan_worker.shared.protocol import Adopt, FatalCode, FrameDecoder
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from wuwan_worker import decode
-from wuwan_worker.decode import Refused
+from wuwan_worker.decoding import decode
+from wuwan_worker.decoding.decode import Refused
 from wuwan_worker.shared.protocol import close_all
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wuwan_worker.backends import Backend, BatchDecoder
-    from wuwan_worker.decode import Decoded, Flaw
+    from wuwan_worker.decoding.decode import Decoded, Flaw
     from wuwan_worker.jobs import FairQueue, Job
     from wuwan_worker.ranking import Ranking
     from wuwan_worker.shared.bundle import InputSpec

@@ -1,7 +1,7 @@
 """Turns a checkpoint into a bundle's weights, where torch is: in a process here, or in a container.
 
-`python -m wuwan_worker.convert` does the work and says in one line of JSON what it has done. Only
-that program reads checkpoints, so nothing is ever unpickled in this process.
+`python -m wuwan_worker.conversion.convert` does the work and says in one line of JSON what it has
+done. Only that program reads checkpoints, so nothing is ever unpickled in this process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import docker
 
-MODULE = "wuwan_worker.convert"
+MODULE = "wuwan_worker.conversion.convert"
 REQUIRED = ("torch", "torchvision", "timm", "safetensors", "onnx")
 DEADLINE = 1800.0  # seconds
 _MEMORY = "16g"  # of a container: far over what a checkpoint takes, far under a bomb

@@ -1,8 +1,8 @@
 """Workers on daemons that share no file system with us: frames through `docker exec`.
 
 `RemoteWorkers` stands in for `Workers`. Each connection is one end of a local socket pair; threads
-carry what is written there to `wuwan_worker.bridge` inside the container and back, file contents
-instead of descriptors. So the rest of the runner sees an ordinary connection.
+carry what is written there to `wuwan_worker.serving.bridge` inside the container and back, file
+contents instead of descriptors. So the rest of the runner sees an ordinary connection.
 
 Here the container's name is the lock: the daemon gives it to one of several clients that start the
 same worker at once.
@@ -254,7 +254,7 @@ class Link:
 
     def _bridge(self, client: Any) -> socket.socket:
         """The bridge waits for the worker to listen."""
-        command = ["python", "-m", "wuwan_worker.bridge", LISTEN_NAME]
+        command = ["python", "-m", "wuwan_worker.serving.bridge", LISTEN_NAME]
         exec_id = client.api.exec_create(self._name, command, stdin=True)["Id"]
         self._file = client.api.exec_start(exec_id, socket=True)
         # docker-py wraps the connection in a file for some transports, which reads only.

@@ -17,7 +17,7 @@ def _bridges(tools: Any) -> list[str]:
     found: list[str] = []
     for name in tools.inventory.containers():
         processes = tools.docker("top", name, "-eo", "pid,args", check=False)
-        found += [line for line in processes.splitlines() if "wuwan_worker.bridge" in line]
+        found += [line for line in processes.splitlines() if "wuwan_worker.serving.bridge" in line]
     return found
 
 

@@ -88,7 +88,7 @@ def stub(listen: Callable[[str], socket.socket]) -> Iterator[Callable[[str], Non
 
     def start(slot: str) -> None:
         with listen(slot) as listener:
-            command = [sys.executable, "-m", "wuwan_worker.stub", "--listen-fd"]
+            command = [sys.executable, "-m", "wuwan_worker.programs.stub", "--listen-fd"]
             processes.append(
                 subprocess.Popen(
                     [*command, str(listener.fileno())],

@@ -20,7 +20,7 @@ from wuwan_runner.options import (
     Timeouts,
     WorkerSpec,
 )
-from wuwan_worker.server import CREDITS
+from wuwan_worker.serving.server import CREDITS
 from wuwan_worker.shared import protocol
 
 NO_NUMBERS: list[Any] = ["1", None, b"1", [1], 1j, True, object()]

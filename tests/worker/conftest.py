@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 import wuwan_worker
-from wuwan_worker.lifecycle import Lifecycle
-from wuwan_worker.server import Identity, Server
+from wuwan_worker.serving.lifecycle import Lifecycle
+from wuwan_worker.serving.server import Identity, Server
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import FrameDecoder, Hello, Message, Welcome
 

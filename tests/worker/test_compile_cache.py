@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wuwan_worker import backends
-from wuwan_worker.backends import compile_cache
+from wuwan_worker.backends.openvino import compile_cache
 from wuwan_worker.shared import bundle, labels
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`wuwan_worker.convert`: what it takes and what it refuses. Skipped without torch."""
+"""`wuwan_worker.conversion.convert`: what it takes and what it refuses. Skipped without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ timm = pytest.importorskip("timm", reason="timm is not installed")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
-from wuwan_worker import convert as converting  # noqa: E402
+from wuwan_worker.conversion import convert as converting  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,7 +245,7 @@ def test_memory_stays_under_one_and_a_half_times_the_weights(tmp_path: Path) -> 
         "sys.exit(code)\n"
     )
     arguments = ["--weights", "w.pt", "--arch", ARCHITECTURE, "--classes", "20000", "--out", "out"]
-    packages = str(Path(converting.__file__).parents[1])
+    packages = str(Path(converting.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, *arguments],
         cwd=tmp_path,

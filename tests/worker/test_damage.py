@@ -17,9 +17,8 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from wuwan_worker import decode
-from wuwan_worker.decode import Decoded, Refused
-from wuwan_worker.decoding import jpeg, memory
+from wuwan_worker.decoding import decode, jpeg, memory
+from wuwan_worker.decoding.decode import Decoded, Refused
 from wuwan_worker.shared import bundle
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 

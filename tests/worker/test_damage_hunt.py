@@ -17,13 +17,12 @@ from PIL import Image
 from tests.worker.kinds import gif, heif, jpeg, png, tiff
 from tests.worker.kinds.base import HEIGHT, SPEC, WIDTH, distance, grey, palette, rgb, saved, seen
 from tests.worker.kinds.bmp import built as built_bmp
-from wuwan_worker import decode
-from wuwan_worker.decode import ItemError
-from wuwan_worker.decoding import coded
+from wuwan_worker.decoding import coded, decode
+from wuwan_worker.decoding.decode import ItemError
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
-    from wuwan_worker.decode import Decoded
+    from wuwan_worker.decoding.decode import Decoded
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 

@@ -20,9 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
-from wuwan_worker import decode
-from wuwan_worker.decode import Decoded, ItemError
-from wuwan_worker.decoding import prepare
+from wuwan_worker.decoding import decode, prepare
+from wuwan_worker.decoding.decode import Decoded, ItemError
 from wuwan_worker.shared import bundle
 from wuwan_worker.shared.protocol import ErrorCode
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wuwan_worker import decode
-from wuwan_worker.decode import Decoded, Refused
+from wuwan_worker.decoding import decode
+from wuwan_worker.decoding.decode import Decoded, Refused
 from wuwan_worker.engine import Engine
 from wuwan_worker.jobs import FairQueue, Job, Options
 from wuwan_worker.ranking import Ranking

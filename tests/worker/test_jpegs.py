@@ -15,10 +15,11 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
-from wuwan_worker import cores, decode  # noqa: E402
-from wuwan_worker.backends import jpegs  # noqa: E402
-from wuwan_worker.backends.jpegs import JpegDecoder  # noqa: E402
-from wuwan_worker.decode import Decoded, Refused  # noqa: E402
+from wuwan_worker import cores  # noqa: E402
+from wuwan_worker.backends.torch import jpegs  # noqa: E402
+from wuwan_worker.backends.torch.jpegs import JpegDecoder  # noqa: E402
+from wuwan_worker.decoding import decode  # noqa: E402
+from wuwan_worker.decoding.decode import Decoded, Refused  # noqa: E402
 from wuwan_worker.jobs import Job, Options  # noqa: E402
 from wuwan_worker.shared import bundle  # noqa: E402
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from wuwan_worker.lifecycle import Lifecycle
+from wuwan_worker.serving.lifecycle import Lifecycle
 from wuwan_worker.shared.protocol import State
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wuwan_worker.backends import mapped_pages
+from wuwan_worker.backends.openvino import mapped_pages
 
 SIZE = 4 * 2**20
 

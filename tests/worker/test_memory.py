@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker.decode import ItemError
 from wuwan_worker.decoding import memory
+from wuwan_worker.decoding.decode import ItemError
 from wuwan_worker.decoding.memory import Budget
 from wuwan_worker.shared.protocol import ErrorCode
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker.backends import compile_cache
+from wuwan_worker.backends.openvino import compile_cache
 from wuwan_worker.shared import private_dir
 from wuwan_worker.shared.private_dir import PrivateDir
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_worker import server
+from wuwan_worker.serving import server
 from wuwan_worker.shared import bundle, labels, protocol
 from wuwan_worker.shared.protocol import (
     Done,

@@ -16,11 +16,13 @@ timm = pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed")
 
-from wuwan_worker import backends, decode  # noqa: E402
-from wuwan_worker.backends import openvino, pytorch  # noqa: E402
-from wuwan_worker.backends.weights import Block  # noqa: E402
-from wuwan_worker.convert import convert  # noqa: E402
-from wuwan_worker.networks import network  # noqa: E402
+from wuwan_worker import backends  # noqa: E402
+from wuwan_worker.backends.openvino.backend import backend as openvino  # noqa: E402
+from wuwan_worker.backends.torch import backend as pytorch  # noqa: E402
+from wuwan_worker.backends.torch.networks import network  # noqa: E402
+from wuwan_worker.backends.torch.weights import Block  # noqa: E402
+from wuwan_worker.conversion.convert import convert  # noqa: E402
+from wuwan_worker.decoding import decode  # noqa: E402
 from wuwan_worker.ranking import ACTIVATIONS  # noqa: E402
 from wuwan_worker.shared import bundle, labels  # noqa: E402
 
@@ -187,12 +189,12 @@ def test_a_start_imports_no_compiler(model: bundle.Bundle) -> None:
         "model = bundle.load(Path(sys.argv[1]))\n"
         "backend = backends.load('torch', model, labels.read(model), device='cpu', threads=1)\n"
         "backend.infer(np.zeros((2, 224, 224, 3), np.uint8), ['coarse'])\n"
-        "from wuwan_worker.backends.jpegs import JpegDecoder\n"
+        "from wuwan_worker.backends.torch.jpegs import JpegDecoder\n"
         "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(model.root)],
-        env=os.environ | {"PYTHONPATH": str(Path(pytorch.__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(pytorch.__file__).parents[3])},
         capture_output=True,
         text=True,
         timeout=60,
@@ -295,7 +297,7 @@ import sys
 from pathlib import Path
 from wuwan_worker import backends, bundle, labels
 from wuwan_worker.backends import openvino, pytorch, weights
-from wuwan_worker.networks import network
+from wuwan_worker.backends.torch.networks import network
 import torch
 
 def peak():
@@ -321,7 +323,7 @@ def test_memory_while_loading(large: bundle.Bundle, way: str, times: float) -> N
     """Beyond the libraries, under 1.5 times the weights; most of them are a head of 160 MB."""
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, str(large.root), way],
-        env=os.environ | {"PYTHONPATH": str(Path(pytorch.__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(pytorch.__file__).parents[3])},
         capture_output=True,
         text=True,
         timeout=100,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wuwan_worker.decode import Decoded, Refused
+    from wuwan_worker.decoding.decode import Decoded, Refused
     from wuwan_worker.jobs import Job
     from wuwan_worker.shared.bundle import Bundle
     from wuwan_worker.shared.labels import Level
@@ -78,8 +78,8 @@ class Factory(Protocol):
 
 # name -> "module:function", imported when chosen: each has libraries of its own.
 REGISTRY = {
-    "openvino": "wuwan_worker.backends.openvino:load",
-    "torch": "wuwan_worker.backends.pytorch:load",
+    "openvino": "wuwan_worker.backends.openvino.backend:load",
+    "torch": "wuwan_worker.backends.torch.backend:load",
 }
 _INSTALL = {
     "openvino": "install wuwan[cpu]",

@@ -1,4 +1,4 @@
 """The formats: from a file's bytes to a picture, one module a container format.
 
-`wuwan_worker.decode` chooses among them and prepares the picture for the network.
+`decode` chooses among them and prepares the picture for the network.
 """

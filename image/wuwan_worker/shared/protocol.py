@@ -104,7 +104,7 @@ class FatalCode(enum.StrEnum):
 
 
 class State(enum.StrEnum):
-    """The life of a worker. `wuwan_worker.lifecycle` says what leads from one to the next."""
+    """The life of a worker. `serving.lifecycle` says what leads from one to the next."""
 
     STARTING = "starting"
     READY = "ready"

@@ -106,7 +106,7 @@ def _patch_backends(module: ModuleType) -> None:
     module.load = load  # type: ignore[attr-defined]
 
 
-_PATCHES = {"wuwan_worker.decode": _patch_decode, "wuwan_worker.backends": _patch_backends}
+_PATCHES = {"wuwan_worker.decoding.decode": _patch_decode, "wuwan_worker.backends": _patch_backends}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

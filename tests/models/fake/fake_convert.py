@@ -1,4 +1,4 @@
-"""Stands in for `wuwan_worker.convert` where there is no torch: the same arguments and answers.
+"""Stands in for `wuwan_worker.conversion.convert` without torch: the same arguments and answers.
 
 Its "checkpoint" is a JSON object: {"classes": outputs of the head}, or {"say": …} for any answer.
 Its network is the one of `imagenet-zh`.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from tests.worker.kinds import bmp, gif, heif, jpeg, peers, png, tiff
 from tests.worker.kinds.base import SPEC, distance, seen
-from wuwan_worker import decode
-from wuwan_worker.decode import ItemError
+from wuwan_worker.decoding import decode
+from wuwan_worker.decoding.decode import ItemError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

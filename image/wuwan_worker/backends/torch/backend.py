@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuwan_worker import checkpoint, networks
 from wuwan_worker.backends import BackendError
-from wuwan_worker.backends.cuda_graphs import SIZES, CudaGraphs
-from wuwan_worker.backends.jpegs import JpegDecoder
-from wuwan_worker.backends.weights import Block, Mapped
+from wuwan_worker.backends.torch import checkpoint, networks
+from wuwan_worker.backends.torch.cuda_graphs import SIZES, CudaGraphs
+from wuwan_worker.backends.torch.jpegs import JpegDecoder
+from wuwan_worker.backends.torch.weights import Block, Mapped
 from wuwan_worker.ranking import excludes
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from wuwan_worker.checkpoint import CheckpointError
+from wuwan_worker.backends.torch.checkpoint import CheckpointError
 
 
 def _import_timm() -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from wuwan_worker import checkpoint, networks
+from wuwan_worker.backends.torch import checkpoint, networks
 
 if TYPE_CHECKING:
     from pathlib import Path

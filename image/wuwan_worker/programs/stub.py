@@ -1,4 +1,4 @@
-"""`python -m wuwan_worker.stub --listen-fd N`: a worker that answers without looking.
+"""`python -m wuwan_worker.programs.stub --listen-fd N`: a worker that answers without looking.
 
 It speaks the whole protocol and does no work, so what is measured with it is the client.
 """
@@ -11,8 +11,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from wuwan_worker.lifecycle import Lifecycle
-from wuwan_worker.server import Identity, Server
+from wuwan_worker.serving.lifecycle import Lifecycle
+from wuwan_worker.serving.server import Identity, Server
 from wuwan_worker.shared.protocol import close_all
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _answer(server: Server) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until the TTL ends; the exit code."""
-    parser = argparse.ArgumentParser(prog="wuwan_worker.stub")
+    parser = argparse.ArgumentParser(prog="wuwan_worker.programs.stub")
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--ttl", type=float, default=30.0)
     arguments = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """Checkpoints: read without running anything in them, and held against timm's architecture.
 
-Needs torch and safetensors, which the torch backend and `wuwan_worker.convert` have.
+Needs torch and safetensors, which the torch backend and `wuwan_worker.conversion.convert` have.
 """
 
 from __future__ import annotations

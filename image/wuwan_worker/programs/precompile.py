@@ -1,4 +1,4 @@
-"""`python -m wuwan_worker.precompile`: compile the bundles that come along for this machine's CPU.
+"""`python -m wuwan_worker.programs.precompile`: compile the bundles here for this machine's CPU.
 
 The image's build runs it, because a container has nowhere to keep what it has compiled. Where the
 image runs on a CPU with other instructions, each start compiles, as without it.
@@ -10,7 +10,7 @@ import os
 import sys
 
 from wuwan_worker import backends, cores
-from wuwan_worker.backends import compile_cache
+from wuwan_worker.backends.openvino import compile_cache
 from wuwan_worker.shared import bundle, labels
 
 

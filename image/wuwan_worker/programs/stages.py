@@ -1,4 +1,4 @@
-"""`python -m wuwan_worker.stages`: how fast each stage is alone, with all cores to itself.
+"""`python -m wuwan_worker.programs.stages`: how fast each stage is alone, with all cores to itself.
 
 Decoding and inference share the cores, so with perfect overlap and no other work the throughput
 is limited to ``1 / (1 / decode + 1 / inference)``, both in images a second over all cores. `wuwan
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wuwan_worker import backends, cores, decode
+from wuwan_worker import backends, cores
+from wuwan_worker.decoding import decode
 from wuwan_worker.jobs import Job, Options
 from wuwan_worker.shared import blobs, bundle, labels
 
@@ -98,7 +99,7 @@ def _in_batches(decoder: BatchDecoder, images: Sequence[int]) -> Callable[[int],
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what comes on standard input; the exit code."""
-    parser = argparse.ArgumentParser(prog="wuwan_worker.stages")
+    parser = argparse.ArgumentParser(prog="wuwan_worker.programs.stages")
     parser.add_argument("--model", default="imagenet-zh")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -1,4 +1,4 @@
-"""`python -m wuwan_worker.bridge NAME`: a worker's socket, over standard input and output.
+"""`python -m wuwan_worker.serving.bridge NAME`: a worker's socket, over standard input and output.
 
 For clients that cannot pass descriptors to the worker, because the daemon runs on another machine:
 they run this inside the container (`docker exec -i`). Frames come as in `protocol`, and each

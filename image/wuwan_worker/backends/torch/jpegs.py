@@ -21,9 +21,9 @@ from PIL import Image, JpegImagePlugin, MpoImagePlugin  # noqa: F401  # each reg
 from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from wuwan_worker import cores, decode
-from wuwan_worker.decode import Decoded, ItemError, Refused
-from wuwan_worker.decoding import jpeg, prepare
+from wuwan_worker import cores
+from wuwan_worker.decoding import decode, jpeg, prepare
+from wuwan_worker.decoding.decode import Decoded, ItemError, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`python -m wuwan_worker.convert`: a checkpoint becomes the weights files of a model bundle.
+"""`python -m wuwan_worker.conversion.convert`: from a checkpoint to a bundle's weights files.
 
 Standard output is one JSON object: the files that were written for each backend, and the input
 and output of the network as `bundle.toml` wants them; or ``{"error": "…"}``, exit code 65.
@@ -41,7 +41,7 @@ def convert(
     # Imported here: they take seconds, and a wrong argument should not.
     from safetensors.torch import save_file
 
-    from wuwan_worker import checkpoint, networks
+    from wuwan_worker.backends.torch import checkpoint, networks
 
     network = networks.network(architecture, classes)
     shape = _input(network.default_cfg)
@@ -58,7 +58,7 @@ def convert(
         (out / WEIGHTS).chmod(0o644)  # not only ours: a container may read it as another user
         del state, tensors
         if with_onnx:
-            from wuwan_worker import onnx_graph
+            from wuwan_worker.conversion import onnx_graph
 
             onnx_graph.write(network, shape["size"], out / WEIGHTS, out / GRAPH)
             files["openvino"] = GRAPH
@@ -101,7 +101,7 @@ def _input(config: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert one checkpoint; the exit code."""
-    parser = argparse.ArgumentParser(prog="wuwan_worker.convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog="wuwan_worker.conversion.convert", description=__doc__)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--arch", required=True, help="timm's name of the architecture")
     parser.add_argument("--classes", type=int, required=True)

@@ -18,7 +18,8 @@ from openvino import properties as props
 from openvino.preprocess import PrePostProcessor
 
 from wuwan_worker import __version__
-from wuwan_worker.backends import BackendError, compile_cache, mapped_pages
+from wuwan_worker.backends import BackendError
+from wuwan_worker.backends.openvino import compile_cache, mapped_pages
 from wuwan_worker.ranking import ACTIVATIONS, GroupSum, excludes
 
 if TYPE_CHECKING:

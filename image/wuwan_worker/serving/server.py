@@ -44,7 +44,7 @@ from wuwan_worker.shared.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from wuwan_worker.lifecycle import Lifecycle
+    from wuwan_worker.serving.lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Networks by OpenVINO, on the CPU."""

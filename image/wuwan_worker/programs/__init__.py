@@ -1,0 +1,1 @@
+"""Entry points beside the worker: what builds and measurements run."""

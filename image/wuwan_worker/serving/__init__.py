@@ -1,0 +1,1 @@
+"""The worker towards its clients: connections, and when it ends."""
