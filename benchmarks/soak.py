@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wuwan_cli import measure
-from wuwan_runner import address, fleet, leftovers
+from wuwan_runner import fleet, leftovers
 from wuwan_runner.options import Timeouts
+from wuwan_runner.wire import address
 
 EARLY = 2_000
 GROWTH = 1.05

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_runner import address, control
+from wuwan_runner.wire import address, control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -119,7 +119,7 @@ def bench(
 
 def _photos(directory: Path | None, scratch: Path) -> list[str]:
     """Absolute paths of the photos to measure with."""
-    from wuwan_runner.discover import discover
+    from wuwan_runner.inputs.discover import discover
 
     if directory is None:
         return _generated(scratch)

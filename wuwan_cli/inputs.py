@@ -14,7 +14,7 @@ from wuwan_runner.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wuwan_runner.survey import Survey
+    from wuwan_runner.inputs.survey import Survey
 
 STDIN = "-"
 _ON_STDIN = "on standard input"

@@ -21,7 +21,7 @@ def logs(
 ) -> None:
     """Print the last log lines of a worker that is up."""
     from wuwan_runner import fleet
-    from wuwan_runner.control import NoAnswerError
+    from wuwan_runner.wire.control import NoAnswerError
 
     timeouts = Timeouts()
     member = fleet.named(name, timeouts)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, fleet, launchers, model_place
-from wuwan_runner.address import Address
+from wuwan_runner import fleet, launchers, model_place
 from wuwan_runner.errors import EngineError, WuwanError
 from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_runner.wire import address
+from wuwan_runner.wire.address import Address
 from wuwan_worker.shared import blobs
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from wuwan_cli.inputs import Inputs
     from wuwan_cli.signals import Signals
-    from wuwan_runner.survey import Survey
+    from wuwan_runner.inputs.survey import Survey
 
 _DEFAULTS = TagOptions()
 
@@ -204,8 +204,8 @@ def _run(
     from wuwan_cli.output import ClosedPipe, is_stdout, opened, own_names
     from wuwan_cli.progress import Progress, resolve
     from wuwan_runner import Tagger, models
-    from wuwan_runner.discover import discover
-    from wuwan_runner.survey import Survey
+    from wuwan_runner.inputs.discover import discover
+    from wuwan_runner.inputs.survey import Survey
 
     def countable() -> Iterator[Any] | None:
         paths = inputs.again()

@@ -12,8 +12,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from wuwan_runner.discover import EXTENSIONS
 from wuwan_runner.errors import UsageError, WuwanError
+from wuwan_runner.inputs.discover import EXTENSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wuwan_runner.errors import EngineError, ExitCode, LockedError, UsageError, WuwanError
+    from wuwan_runner.inputs.survey import Survey
     from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
     from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
-    from wuwan_runner.survey import Survey
     from wuwan_runner.tagger import Tagger
 
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "ItemWarning": "records",
     "Label": "records",
     "Record": "records",
-    "Survey": "survey",
+    "Survey": "inputs.survey",
     "Tagger": "tagger",
 }
 

@@ -15,10 +15,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import address, control, daemon, gpus, leftovers, nvidia
+from wuwan_runner import daemon, gpus, leftovers, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import local
 from wuwan_runner.options import Timeouts
+from wuwan_runner.wire import address, control
 from wuwan_worker import __version__
 from wuwan_worker.shared import bundle, labels, private_dir, protocol
 from wuwan_worker.shared.private_dir import PrivateDir

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from wuwan_runner import control, nvidia
+from wuwan_runner import nvidia
+from wuwan_runner.wire import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from wuwan_runner.address import Address
-    from wuwan_runner.control import Seen
+    from wuwan_runner.wire.address import Address
+    from wuwan_runner.wire.control import Seen
 
 # From the article that this project answers: above it, idle workers give their memory back.
 PRESSURE = 0.80

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import daemon
-from wuwan_runner.address import namespace
-from wuwan_runner.connection import Connection, ConnectionLostError
-from wuwan_runner.control import Control, GoneError, NoAnswerError
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as containers
 from wuwan_runner.launchers.base import Ending
 from wuwan_runner.staff import Staff
+from wuwan_runner.wire.address import namespace
+from wuwan_runner.wire.connection import Connection, ConnectionLostError
+from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
 from wuwan_worker.shared import blobs, protocol
 from wuwan_worker.shared.protocol import FrameDecoder, pack
 

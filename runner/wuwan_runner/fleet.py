@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, control, daemon, launchers
-from wuwan_runner.control import Control, GoneError, NoAnswerError
+from wuwan_runner import daemon, launchers
 from wuwan_runner.errors import EngineError, UsageError
+from wuwan_runner.wire import address, control
+from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from wuwan_runner.address import Address
     from wuwan_runner.options import Timeouts
+    from wuwan_runner.wire.address import Address
     from wuwan_worker.shared.protocol import Status, Welcome
 
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, control, daemon, models
+from wuwan_runner import daemon, models
 from wuwan_runner.errors import EngineError
+from wuwan_runner.wire import address, control
 from wuwan_worker.shared import private_dir
 from wuwan_worker.shared.private_dir import PrivateDir
 

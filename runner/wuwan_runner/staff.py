@@ -13,9 +13,9 @@ from wuwan_runner.options import TTL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wuwan_runner.connection import Connection
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.options import TagOptions
+    from wuwan_runner.wire.connection import Connection
 
 
 class Staff(ABC):

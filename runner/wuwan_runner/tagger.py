@@ -7,20 +7,20 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from wuwan_runner import daemon, models
-from wuwan_runner.discover import discover
-from wuwan_runner.dispatch import Dispatch
+from wuwan_runner.inputs.discover import discover
 from wuwan_runner.options import TagOptions
+from wuwan_runner.run.dispatch import Dispatch
 from wuwan_runner.workers import Workers, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
-    from wuwan_runner.discover import Found
+    from wuwan_runner.inputs.discover import Found
+    from wuwan_runner.inputs.survey import Survey
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.records import Record
     from wuwan_runner.staff import Staff
-    from wuwan_runner.survey import Survey
     from wuwan_worker.shared.protocol import Welcome
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, daemon, eviction, gpus, launchers, proof
-from wuwan_runner.address import Address
-from wuwan_runner.connection import Connection, ConnectionLostError
+from wuwan_runner import daemon, eviction, gpus, launchers
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launch import Launch
 from wuwan_runner.staff import Staff
+from wuwan_runner.wire import address, proof
+from wuwan_runner.wire.address import Address
+from wuwan_runner.wire.connection import Connection, ConnectionLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

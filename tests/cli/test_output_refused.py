@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import address
+from wuwan_runner.wire import address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

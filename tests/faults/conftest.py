@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import address, control, leftovers
+from wuwan_runner import leftovers
+from wuwan_runner.wire import address, control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults.support import Plan, Proxy, place_of, worker_at
-from wuwan_runner import WorkerSpec, address
+from wuwan_runner import WorkerSpec
+from wuwan_runner.wire import address
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.bundle import EMBEDDED
 from wuwan_worker.shared.protocol import (
@@ -36,7 +37,7 @@ from wuwan_worker.shared.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from wuwan_runner.address import Address
+    from wuwan_runner.wire.address import Address
 
 # Two, three and four bytes a character, a combining one, and what JSON has to escape.
 SPECIMEN = 'é汉字𠮷龍e\u0301"\\\t\x7f\u2028'

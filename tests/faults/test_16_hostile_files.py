@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner.discover import OpenError, open_image
+from wuwan_runner.inputs.discover import OpenError, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

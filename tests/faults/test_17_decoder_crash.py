@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from wuwan_runner import address
+from wuwan_runner.wire import address
 
 RUNNERS = ["local", pytest.param("docker", marks=pytest.mark.docker)]
 TIMEOUT = 2  # seconds of silence, and one more for each image under way

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults.support import DEADLINE, Client, place_of, status_of
-from wuwan_runner import WorkerSpec, address
+from wuwan_runner import WorkerSpec
+from wuwan_runner.wire import address
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import Hello, Images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from wuwan_runner.address import Address
+    from wuwan_runner.wire.address import Address
 
 RUNNERS = ["local", pytest.param("docker", marks=pytest.mark.docker)]
 SLOW_PEERS = 100

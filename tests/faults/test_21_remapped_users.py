@@ -20,12 +20,13 @@ import pytest
 from tests.faults import stranger
 from tests.faults.own_daemon import Daemon, running
 from tests.faults.support import place_of, status_of
-from wuwan_runner import WorkerSpec, proof
+from wuwan_runner import WorkerSpec
+from wuwan_runner.wire import proof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from wuwan_runner.address import Address
+    from wuwan_runner.wire.address import Address
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from wuwan_runner import Tagger, TagOptions, WorkerSpec, address, control
+from wuwan_runner import Tagger, TagOptions, WorkerSpec
+from wuwan_runner.wire import address, control
 from wuwan_worker.shared import bundle
 
 CLIENTS = 64

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.faults.support import Client, place_of
-from wuwan_runner import Tagger, TagOptions, WorkerSpec, address, control
+from wuwan_runner import Tagger, TagOptions, WorkerSpec
+from wuwan_runner.wire import address, control
 
 CLIENTS = 16
 EACH = 12  # photos, one under way at a time

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.models.conftest import FAKE, write_checkpoint
-from wuwan_runner import address, conversion, daemon, general_zh, model_place, models
+from wuwan_runner import conversion, daemon, general_zh, model_place, models
 from wuwan_runner.errors import EngineError, ModelError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import WorkerSpec
+from wuwan_runner.wire import address
 from wuwan_worker.shared import bundle
 from wuwan_worker.shared.private_dir import PrivateDir
 

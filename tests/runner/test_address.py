@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from wuwan_runner import address
-from wuwan_runner.address import Address
+from wuwan_runner.wire import address
+from wuwan_runner.wire.address import Address
 
 
 def test_binding_is_a_lock() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.runner.fake_worker import welcome
-from wuwan_runner.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.options import TagOptions, Timeouts
+from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import Done, FrameDecoder, Hello, Images, Ready, Results
 

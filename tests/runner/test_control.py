@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import address, checks, control, exec_channel, fleet
-from wuwan_runner.address import Address
+from wuwan_runner import checks, exec_channel, fleet
 from wuwan_runner.checks import Outcome, Scope
-from wuwan_runner.control import Control, GoneError, NoAnswerError
 from wuwan_runner.errors import EngineError
 from wuwan_runner.options import Timeouts
+from wuwan_runner.wire import address, control
+from wuwan_runner.wire.address import Address
+from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
     Done,

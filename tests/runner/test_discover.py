@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wuwan_runner import discover
-from wuwan_runner.discover import Found, OpenError, natural_key, open_image
+from wuwan_runner.inputs import discover
+from wuwan_runner.inputs.discover import Found, OpenError, natural_key, open_image
 from wuwan_runner.options import Selection
 from wuwan_worker.shared.protocol import ErrorCode
 

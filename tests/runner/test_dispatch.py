@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.runner.fake_worker import World
-from wuwan_runner.discover import Found
-from wuwan_runner.dispatch import TRUST, Dispatch
 from wuwan_runner.errors import EngineError
+from wuwan_runner.inputs.discover import Found
 from wuwan_runner.options import (
     BACKENDS,
     CHANNELS,
@@ -23,6 +22,7 @@ from wuwan_runner.options import (
     Timeouts,
     WorkerSpec,
 )
+from wuwan_runner.run.dispatch import TRUST, Dispatch
 from wuwan_worker.shared import protocol
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def test_a_consumer_that_stops_stops_the_run(files: dict[str, str]) -> None:
 def test_the_proof_is_a_picture(tmp_path: Path) -> None:
     """The real decoder takes it, and it is not of one colour."""
     image = pytest.importorskip("PIL.Image")
-    from wuwan_runner import known_picture
+    from wuwan_runner.run import known_picture
 
     (tmp_path / "proof.png").write_bytes(known_picture.picture())
     with image.open(tmp_path / "proof.png") as opened:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import Tagger, TagOptions, address, control, nvidia
+from wuwan_runner import Tagger, TagOptions, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import local
 from wuwan_runner.launchers.base import Order
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_runner.wire import address, control
 
 if TYPE_CHECKING:
     from collections.abc import Callable

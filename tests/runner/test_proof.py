@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_runner import proof
+from wuwan_runner.wire import proof
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wuwan_runner.discover import discover
+from wuwan_runner.inputs.discover import discover
+from wuwan_runner.inputs.survey import KINDS, Survey
 from wuwan_runner.options import Selection
-from wuwan_runner.survey import KINDS, Survey
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,10 +20,11 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import address, daemon, gpus, leftovers, model_place, nvidia
+from wuwan_runner import daemon, gpus, leftovers, model_place, nvidia
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError
 from wuwan_runner.gpus import Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
+from wuwan_runner.wire import address
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import Adopt
 

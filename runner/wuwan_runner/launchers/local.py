@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import address, gpus, nvidia
+from wuwan_runner import gpus, nvidia
 from wuwan_runner.errors import EngineError
 from wuwan_runner.gpus import Offer, Placement, Problem
 from wuwan_runner.launchers.base import Ending, new_name
+from wuwan_runner.wire import address
 from wuwan_worker.shared import bundle, peers
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from wuwan_runner.inputs.survey import Survey, may_be_directory
 from wuwan_runner.records import ItemFailure
-from wuwan_runner.survey import Survey, may_be_directory
 from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from wuwan_runner import address, proof
+from wuwan_runner.wire import address, proof
 from wuwan_worker import __version__
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from wuwan_runner.address import Address
+    from wuwan_runner.wire.address import Address
 
 Reply = TypeVar("Reply", bound=Message)
 T = TypeVar("T")

@@ -23,12 +23,12 @@ from collections import deque
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, assert_never
 
-from wuwan_runner import known_picture
-from wuwan_runner.connection import Connection, ConnectionLostError, Item
-from wuwan_runner.discover import OpenError, open_image
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError, UsageError
+from wuwan_runner.inputs.discover import OpenError, open_image
 from wuwan_runner.launchers.base import Ending
 from wuwan_runner.records import ItemFailure, Record, from_item
+from wuwan_runner.run import known_picture
+from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
     Adopt,
@@ -54,7 +54,7 @@ from wuwan_worker.shared.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from wuwan_runner.discover import Found
+    from wuwan_runner.inputs.discover import Found
     from wuwan_runner.options import TagOptions
     from wuwan_runner.staff import Staff
 

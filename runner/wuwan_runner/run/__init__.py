@@ -1,0 +1,1 @@
+"""One run: images out to workers, records back in order."""

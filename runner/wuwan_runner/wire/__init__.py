@@ -1,0 +1,1 @@
+"""Connections to workers: where they are found, and what is said."""
