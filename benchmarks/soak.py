@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wuwan_cli import measure
-from wuwan_runner import fleet, leftovers
+from wuwan_runner.containers import boot_socket
 from wuwan_runner.options import Timeouts
+from wuwan_runner.pool import registry
 from wuwan_runner.wire import address
 
 EARLY = 2_000
@@ -56,7 +57,7 @@ class Census:
                 for line in Path("/proc/net/unix").read_text().splitlines()
             ),
             workers=len(address.listed()),
-            boot_directories=len(list(leftovers.boot_base().glob(f"{leftovers.BOOT_PREFIX}*"))),
+            boot_directories=len(list(boot_socket.base().glob(f"{boot_socket.PREFIX}*"))),
         )
 
 
@@ -104,7 +105,7 @@ def tag_many(photos: list[str], images: int, options: list[str]) -> list[str]:
     begin = time.perf_counter()
     for number, _ in enumerate(process.stdout, 1):
         if number in (EARLY, images - 100):  # not the very last: the command must still be there
-            (member,) = fleet.members(Timeouts())
+            (member,) = registry.members(Timeouts())
             seen["command"].append(Footprint.of(process.pid))
             seen["worker"].append(Footprint.of(worker_pid(member.name)))
     if process.wait(timeout=60) or number != images:

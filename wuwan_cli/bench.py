@@ -157,7 +157,7 @@ def _measure(
     photos: Sequence[str], images: int, repeats: int, runner: str, spec: WorkerSpec, say: Any
 ) -> Report:
     from wuwan_cli import measure, measure_gpu
-    from wuwan_runner import fleet
+    from wuwan_runner.pool import registry
 
     common_options = ["--runner", runner, "--quiet", "--model", spec.model]
     common_options += ["--backend", spec.backend]
@@ -189,7 +189,7 @@ def _measure(
     if on_gpu:
         say(f"parking, {repeats} times")
     gpu = measure_gpu.figures(one, busy, repeats) if on_gpu else None
-    memory = [m.status.memory for m in fleet.members(Timeouts()) if m.status]
+    memory = [m.status.memory for m in registry.members(Timeouts()) if m.status]
     decode, infer = (
         statistics.median(stage[key] for stage in alone) for key in ("decode", "infer")
     )

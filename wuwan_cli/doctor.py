@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuwan_cli import common
+from wuwan_runner.containers import boot_socket
 from wuwan_runner.errors import ExitCode
 from wuwan_worker.shared import dirs
 
 if TYPE_CHECKING:
-    from wuwan_runner.checks import Check, Scope
+    from wuwan_runner.doctor.checks import Check, Scope
 
 app = common.application()
 
@@ -34,12 +35,12 @@ def doctor(
 ) -> None:
     """Say what works here. Exit code 0 if at least one runner works, else 4."""
     from wuwan_cli import boundary
-    from wuwan_runner import checks, leftovers
+    from wuwan_runner.doctor import checks
 
     scope = checks.Scope(
         image=image,
         directories={
-            "runtime": leftovers.boot_bases(),
+            "runtime": boot_socket.bases(),
             "cache": [dirs.cache()],
             "state": [dirs.state()],
             "log": boundary.log_directories(),
@@ -58,10 +59,10 @@ def doctor(
 
 def _clean(scope: Scope) -> None:
     from wuwan_cli.boundary import say
-    from wuwan_runner import checks, leftovers
+    from wuwan_runner.doctor import checks, orphans
 
     for leftover in checks.all_leftovers(scope.timeouts):
-        leftovers.remove(leftover, scope.timeouts)
+        orphans.remove(leftover, scope.timeouts)
         say(f"removed {leftover.kind} {leftover.name}")
 
 

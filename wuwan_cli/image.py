@@ -17,7 +17,7 @@ app = common.application(group=True)
 
 
 def _variant(value: str) -> str:
-    from wuwan_runner.image_build import VARIANTS
+    from wuwan_runner.containers.image_build import VARIANTS
 
     return one_of("variant", value, VARIANTS)
 
@@ -74,7 +74,7 @@ def build(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every step anew.")] = False,
 ) -> None:
     """Build the container image; takes a minute where nothing is cached, for GPUs three."""
-    from wuwan_runner import image_build
+    from wuwan_runner.containers import image_build
 
     options = image_build.BuildOptions(
         tag=tag,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuwan_cli import common
-from wuwan_runner import models
 from wuwan_runner.errors import ModelError
+from wuwan_runner.models import store
 from wuwan_runner.options import TagOptions
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def labels(
     from wuwan_worker.shared import bundle
     from wuwan_worker.shared.labels import read_level
 
-    models.check_level(model, level)
+    store.check_level(model, level)
     try:
         found = bundle.load(bundle.find(model))
         known = read_level(found, level or found.default_level).labels

@@ -20,11 +20,11 @@ def logs(
     ],
 ) -> None:
     """Print the last log lines of a worker that is up."""
-    from wuwan_runner import fleet
+    from wuwan_runner.pool import registry
     from wuwan_runner.wire.control import NoAnswerError
 
     timeouts = Timeouts()
-    member = fleet.named(name, timeouts)
+    member = registry.named(name, timeouts)
     try:
         with member.control(timeouts) as connection:
             for line in connection.logs():

@@ -16,9 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import fleet, launchers, model_place
+from wuwan_runner import launchers
+from wuwan_runner.containers import daemon, images, model_mount
+from wuwan_runner.containers.program import Program, run
 from wuwan_runner.errors import EngineError, WuwanError
+from wuwan_runner.gpus import placement
 from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_runner.pool import registry
 from wuwan_runner.wire import address
 from wuwan_runner.wire.address import Address
 from wuwan_worker.shared import blobs
@@ -66,8 +70,8 @@ def apart() -> Iterator[None]:
 def stop_all() -> None:
     """End this namespace's workers."""
     timeouts = Timeouts()
-    for member in fleet.members(timeouts):
-        fleet.stop(member, timeouts, drain=10.0)
+    for member in registry.members(timeouts):
+        registry.stop(member, timeouts, drain=10.0)
 
 
 def tag(arguments: Sequence[str], paths: Sequence[str] | None = None) -> Run:
@@ -161,26 +165,56 @@ def stages(
     Raises:
         EngineError: if it cannot be run there.
     """
-    command, model = [sys.executable, "-m", STAGES], spec.model
-    if runner == "docker":
-        image = launchers.get("docker").place(spec, Timeouts()).image
-        model, directory = model_place.place(spec.model, image, {})
-        mount = [f"--volume={directory}:{model}:ro"] if directory else []
-        container = ["docker", "run", "-i", "--rm", "--network=none", *mount]
-        container += [*(["--gpus=all"] if on_gpu else []), image, "python"]
-        command = [*container, *command[1:]]
-    command += [f"--model={model}", f"--backend={spec.backend}", f"--seconds={seconds}"]
-    command += [f"--device={'cuda' if on_gpu else 'cpu'}"]
     stream = bytearray()
     for photo in photos:
         data = Path(photo).read_bytes()
         stream += blobs.HEADER.pack(len(data)) + data
-    done = subprocess.run(command, input=stream, capture_output=True, timeout=_TIMEOUT, check=False)
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise EngineError(f"the stages cannot be measured: {lines[-1] if lines else '?'}")
-    found: dict[str, float] = json.loads(done.stdout)
+    arguments = [f"--backend={spec.backend}", f"--seconds={seconds}"]
+    arguments += [f"--device={'cuda' if on_gpu else 'cpu'}"]
+    if runner == "docker":
+        output, errors = _in_container(spec, arguments, bytes(stream), on_gpu=on_gpu)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", STAGES, f"--model={spec.model}", *arguments],
+            input=stream,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+        output, errors = done.stdout, done.stderr
+    try:
+        found: dict[str, float] = json.loads(output)
+    except ValueError:
+        lines = errors.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else "it ended without a word"
+        raise EngineError(f"the stages cannot be measured: {reason}") from None
     return found
+
+
+def _in_container(
+    spec: WorkerSpec, arguments: Sequence[str], stdin: bytes, *, on_gpu: bool
+) -> tuple[bytes, bytes]:
+    """Standard output and standard error of the stages in a container like a worker's."""
+    from docker.types import Mount
+
+    with daemon.connected(Timeouts().docker) as client:
+        placed = images.image_for(client, spec)
+        model, directory = model_mount.place(spec.model, placed.image, {})
+        mount = Mount(target=model, source=str(directory), type="bind", read_only=True)
+        program = Program(
+            image=placed.image,
+            command=("python", "-m", STAGES, f"--model={model}", *arguments),
+            memory=spec.memory,
+            mounts=(mount,) if directory else (),
+            devices=tuple(
+                placement.device_requests(placed.driver, placed.device(0) if on_gpu else None)
+            ),
+            stdin=stdin,
+        )
+        done = run(client, program, deadline=_TIMEOUT)
+    if done is None:
+        raise EngineError(f"the stages were not done within {_TIMEOUT:.0f} s")
+    return done.output, done.errors
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wuwan_cli import measure
-from wuwan_runner import fleet
 from wuwan_runner.errors import WuwanError
 from wuwan_runner.options import Timeouts
+from wuwan_runner.pool import registry
 from wuwan_worker.shared.protocol import State
 
 if TYPE_CHECKING:
@@ -97,4 +97,4 @@ def figures(one: Sequence[str], busy: int, repeats: int) -> GpuFigures:
 
 
 def _statuses() -> list[Status]:
-    return [member.status for member in fleet.members(Timeouts()) if member.status]
+    return [member.status for member in registry.members(Timeouts()) if member.status]

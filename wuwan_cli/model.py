@@ -12,16 +12,17 @@ import typer
 
 from wuwan_cli import common
 from wuwan_cli.boundary import say
-from wuwan_runner import bounds, conversion, general_zh, label_files, models, modelscope
+from wuwan_runner import bounds
 from wuwan_runner.errors import ModelError, UsageError
-from wuwan_runner.manifest import Source
+from wuwan_runner.models import conversion, general_zh, label_files, modelscope, store
+from wuwan_runner.models.manifest import Source
 from wuwan_worker.shared import bundle, dirs
 from wuwan_worker.shared import labels as bundle_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from wuwan_runner.conversion import Converter
+    from wuwan_runner.models.conversion import Converter
     from wuwan_worker.shared.bundle import Bundle
 
 ACTIVATIONS = ("softmax", "sigmoid")
@@ -99,7 +100,7 @@ def verify(
 @app.command()
 def remove(name: Name) -> None:
     """Remove a model that was added. Workers that have loaded it go on."""
-    models.remove(name)
+    store.remove(name)
     typer.echo(f"{name} is removed")
 
 
@@ -148,7 +149,7 @@ def add(
     The checkpoint is read where torch is: in a process here, or in a container from the GPU image.
     Nothing in it is executed, and every parameter must fit.
     """
-    models.check_new(name)
+    store.check_new(name)
     if directory is not None:
         if arch or weights or labels or activation != ACTIVATIONS[0]:
             raise UsageError("--from says all that --arch, --weights, --labels, --activation say")
@@ -190,9 +191,9 @@ def pull(
     if name != general_zh.NAME:
         known = general_zh.NAME
         raise UsageError(f"no model named {name!r} can be pulled", hint=f"there is: {known}")
-    models.check_new(name)
+    store.check_new(name)
     convert = conversion.choose(runner, image, say)  # what it lacks is said before the download
-    directory = models.private(dirs.cache() / "downloads" / name)
+    directory = store.private(dirs.cache() / "downloads" / name)
     by_hand = (
         f"the same command goes on with what is in {directory}; or fetch {general_zh.WEIGHTS} and "
         f"{general_zh.LABELS} elsewhere, and `wuwan model add {name} --from DIRECTORY`"
@@ -220,7 +221,7 @@ def _fetch(hub: modelscope.ModelScope, directory: Path) -> None:
 
 
 def _add(source: Source, convert: Converter) -> None:
-    added = models.add(source, convert)
+    added = store.add(source, convert)
     typer.echo(
         f"{added.name} is added: {added.classes:,} outputs, for {', '.join(added.backends)}, in "
         f"{added.root}"

@@ -14,7 +14,7 @@ from wuwan_runner.options import Timeouts
 _WIDE = 200
 
 if TYPE_CHECKING:
-    from wuwan_runner.fleet import Member
+    from wuwan_runner.pool.registry import Member
 
 app = common.application()
 
@@ -26,9 +26,9 @@ def ps(
     ] = False,
 ) -> None:
     """Show the workers that are up: what they run, what they do, how long they stay."""
-    from wuwan_runner import fleet
+    from wuwan_runner.pool import registry
 
-    found = fleet.members(Timeouts())
+    found = registry.members(Timeouts())
     if as_json:
         for member in found:
             typer.echo(json.dumps(_fields(member), ensure_ascii=False))

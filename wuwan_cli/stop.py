@@ -31,14 +31,14 @@ def stop(
     ] = 30.0,
 ) -> None:
     """Have workers answer what they have, and end. Runs that use them go on elsewhere."""
-    from wuwan_runner import fleet
+    from wuwan_runner.pool import registry
 
     if (name is None) != everything:
         raise UsageError("name one worker, or --all", hint="`wuwan ps` shows their names")
     timeouts = Timeouts()
-    chosen = fleet.members(timeouts) if name is None else [fleet.named(name, timeouts)]
+    chosen = registry.members(timeouts) if name is None else [registry.named(name, timeouts)]
     if not chosen:
         typer.echo("no worker is up")
     for member in chosen:
-        gently = fleet.stop(member, timeouts, timeout)
+        gently = registry.stop(member, timeouts, timeout)
         typer.echo(f"{member.name} {'stopped' if gently else 'killed'}")

@@ -203,9 +203,10 @@ def _run(
     """Tag everything; the exit code."""
     from wuwan_cli.output import ClosedPipe, is_stdout, opened, own_names
     from wuwan_cli.progress import Progress, resolve
-    from wuwan_runner import Tagger, models
+    from wuwan_runner import Tagger
     from wuwan_runner.inputs.discover import discover
     from wuwan_runner.inputs.survey import Survey
+    from wuwan_runner.models import store
 
     def countable() -> Iterator[Any] | None:
         paths = inputs.again()
@@ -213,7 +214,7 @@ def _run(
 
     shown = resolve(mode, records_on_stdout=is_stdout(target))
     progress = Progress(shown, quiet=quiet, countable=countable)
-    names = models.names(options.spec.model) if resume else ()
+    names = store.names(options.spec.model) if resume else ()
     survey = Survey(own=own_names(target))
     strict = options.strict
     with opened(target, inputs.named, resume=resume, models=names, strict=strict) as sink:

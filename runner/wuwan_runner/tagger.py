@@ -6,11 +6,13 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from wuwan_runner import daemon, models
+from wuwan_runner.containers import daemon
 from wuwan_runner.inputs.discover import discover
+from wuwan_runner.models import store
 from wuwan_runner.options import TagOptions
+from wuwan_runner.pool.choose import choose
+from wuwan_runner.pool.sockets import Workers
 from wuwan_runner.run.dispatch import Dispatch
-from wuwan_runner.workers import Workers, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from wuwan_runner.inputs.discover import Found
     from wuwan_runner.inputs.survey import Survey
     from wuwan_runner.launchers.base import Launcher
+    from wuwan_runner.pool.base import Staff
     from wuwan_runner.records import Record
-    from wuwan_runner.staff import Staff
     from wuwan_worker.shared.protocol import Welcome
 
 
@@ -67,7 +69,7 @@ class Tagger:
             UsageError: if the model has no labels at the level that is asked for.
         """
         self._options = options or TagOptions()
-        models.check_level(self._options.spec.model, self._options.level)
+        store.check_level(self._options.spec.model, self._options.level)
         self._notify = notify
         self._launcher: Launcher | None = None
 
@@ -125,7 +127,7 @@ class Tagger:
         )
         if self._launcher.name == "docker" and (remote or over_exec):
             # Imported here: few need it.
-            from wuwan_runner.exec_channel import RemoteWorkers
+            from wuwan_runner.pool.exec import RemoteWorkers
 
             return RemoteWorkers(self._launcher, self._options, self._notify)
         return Workers(self._launcher, self._options, self._notify)

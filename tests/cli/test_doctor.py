@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import checks
-from wuwan_runner.checks import Check, Outcome
+from wuwan_runner.doctor import checks
+from wuwan_runner.doctor.checks import Check, Outcome
 from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:

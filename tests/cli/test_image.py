@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import image_build
+from wuwan_runner.containers import image_build
 from wuwan_runner.errors import UsageError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import leftovers
+from wuwan_runner.containers import boot_socket
 from wuwan_runner.wire import address, control
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Inventory:
 
     def boot_directories(self) -> list[str]:
         """Directories of boot sockets."""
-        return [str(path) for path in leftovers.boot_base().glob(f"{leftovers.BOOT_PREFIX}*")]
+        return [str(path) for path in boot_socket.base().glob(f"{boot_socket.PREFIX}*")]
 
     def sockets(self) -> list[str]:
         """Names of workers' sockets."""

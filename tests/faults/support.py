@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wuwan_runner import launchers
-from wuwan_runner.launchers.base import Order
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.address import Address
+from wuwan_runner.worker import Order
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, Results, Welcome
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from wuwan_runner import Tagger, TagOptions, daemon, exec_channel
+from wuwan_runner import Tagger, TagOptions
+from wuwan_runner.containers import daemon
 from wuwan_runner.errors import EngineError
 from wuwan_runner.launchers import docker as docker_launcher
-from wuwan_runner.launchers.base import Order
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_runner.pool import exec as exec_channel
+from wuwan_runner.worker import Order
 
 pytestmark = pytest.mark.docker
 CHANNELS = pytest.mark.parametrize("channel", ["socket", "exec"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wuwan_runner import conversion
+from wuwan_runner.models import conversion
 from wuwan_worker.shared import bundle, labels
 
 FAKE = Path(__file__).with_name("fake")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.models.conftest import FAKE, write_checkpoint
-from wuwan_runner import conversion, daemon, general_zh, model_place, models
+from wuwan_runner.containers import container, images, model_mount
 from wuwan_runner.errors import EngineError, ModelError
 from wuwan_runner.launchers.docker import DockerLauncher
+from wuwan_runner.models import conversion, general_zh, store
 from wuwan_runner.options import WorkerSpec
 from wuwan_runner.wire import address
 from wuwan_worker.shared import bundle
@@ -29,7 +30,7 @@ BAKED = "wuwan-test-baked:latest"
 
 def add(download: Path, name: str = "mine") -> bundle.Bundle:
     """A bundle of the user's."""
-    return models.add(general_zh.source(name, download, lambda _: None), conversion.local)
+    return store.add(general_zh.source(name, download, lambda _: None), conversion.local)
 
 
 def docker(*arguments: str) -> str:
@@ -40,11 +41,11 @@ def docker(*arguments: str) -> str:
 
 def mounts() -> list[dict[str, Any]]:
     """Of the one container of this test, which is removed."""
-    (container,) = docker(
-        "ps", "-q", "--filter", f"label={daemon.LABEL_NAMESPACE}={address.namespace()}"
+    (found_id,) = docker(
+        "ps", "-q", "--filter", f"label={container.LABEL_NAMESPACE}={address.namespace()}"
     ).split()
-    found: list[dict[str, Any]] = json.loads(docker("inspect", "-f", "{{json .Mounts}}", container))
-    docker("rm", "-f", container)
+    found: list[dict[str, Any]] = json.loads(docker("inspect", "-f", "{{json .Mounts}}", found_id))
+    docker("rm", "-f", found_id)
     return found
 
 
@@ -64,24 +65,24 @@ def test_where_a_container_finds_a_model(
     """Embedded: in the image. A user's: mounted, unless the image has just that one."""
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     added = add(download)
-    baked = {daemon.LABEL_MODELS: model_place.label([added])}
-    stale = {daemon.LABEL_MODELS: "mine=0123 other=4567"}
-    assert model_place.place("imagenet-zh", "image", {}) == ("imagenet-zh", None)
-    assert model_place.place("mine", "image", {}) == ("/models/mine", added.root)
-    assert model_place.place("mine", "image", stale) == ("/models/mine", added.root)
-    assert model_place.place("mine", "image", baked) == ("/models/mine", None)
-    assert model_place.place(f"{added.root}/", "image", {}) == ("/models/mine", added.root)
-    assert model_place.place("other", "image", stale) == ("/models/other", None)  # not here
+    baked = {images.LABEL_MODELS: model_mount.label([added])}
+    stale = {images.LABEL_MODELS: "mine=0123 other=4567"}
+    assert model_mount.place("imagenet-zh", "image", {}) == ("imagenet-zh", None)
+    assert model_mount.place("mine", "image", {}) == ("/models/mine", added.root)
+    assert model_mount.place("mine", "image", stale) == ("/models/mine", added.root)
+    assert model_mount.place("mine", "image", baked) == ("/models/mine", None)
+    assert model_mount.place(f"{added.root}/", "image", {}) == ("/models/mine", added.root)
+    assert model_mount.place("other", "image", stale) == ("/models/other", None)  # not here
     with pytest.raises(EngineError, match="no model named 'nothing'"):
-        model_place.place("nothing", "image", baked)
+        model_mount.place("nothing", "image", baked)
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-    assert model_place.place("mine", "image", baked) == ("/models/mine", None)
+    assert model_mount.place("mine", "image", baked) == ("/models/mine", None)
     for labels in ({}, stale):
         with pytest.raises(EngineError, match="the image image does not hold the model mine") as no:
-            model_place.place("mine", "image", labels)
+            model_mount.place("mine", "image", labels)
         assert no.value.hint == "wuwan image build --model mine"
     with pytest.raises(EngineError) as no:
-        model_place.place("mine", "image", {daemon.LABEL_VARIANT: "gpu"})
+        model_mount.place("mine", "image", {images.LABEL_VARIANT: "gpu"})
     assert no.value.hint == "wuwan image build --variant gpu --model mine"
 
 
@@ -91,7 +92,7 @@ def test_workers_are_shared_by_what_the_model_is(download: Path) -> None:
     before = DockerLauncher().key(spec)
     add(download)
     first = DockerLauncher().key(spec)
-    models.remove("mine")
+    store.remove("mine")
     meta = download / "meta_info.txt"
     meta.write_text(meta.read_text().replace("虎纹猫", "老虎猫"))
     add(download)
@@ -139,7 +140,7 @@ def test_a_baked_model(
     done = wuwan(*build, "mine")
     assert done.returncode == 0, done.stderr
     assert b"Using cache" in done.stderr  # the worker's layers are not built anew
-    label = docker("inspect", "-f", f'{{{{index .Config.Labels "{daemon.LABEL_MODELS}"}}}}', BAKED)
+    label = docker("inspect", "-f", f'{{{{index .Config.Labels "{images.LABEL_MODELS}"}}}}', BAKED)
     assert label.strip() == f"mine={added.fingerprint}"
     added.root.rename(data_home / ".away")
     tag = ["tag", "--runner=docker", "--image", BAKED, "--model=mine", "-q", "--channel=exec"]
@@ -178,7 +179,7 @@ def test_a_checkpoint_is_read_in_a_container(
     added = bundle.load(bundle.find("mine"))
     added.verify()
     assert {path.stat().st_uid for path in added.root.iterdir()} == {os.getuid()}
-    models.remove("mine")
+    store.remove("mine")
     write_checkpoint(download / "pytorch_model.pt", classes=7)
     done = wuwan(*add, converting_image)
     assert done.returncode == 1
@@ -198,16 +199,16 @@ def test_a_container_that_takes_too_long(
     convert = conversion.InContainer(converting_image)
     write_checkpoint(download / "pytorch_model.pt", die="the last words")
     with pytest.raises(EngineError, match=r"without a result .*\n(.|\n)*the last words"):
-        models.add(source, convert)
+        store.add(source, convert)
     monkeypatch.setattr(conversion, "DEADLINE", 1.0)
     monkeypatch.setattr(conversion, "_arguments", lambda *_: ["-c", "import time; time.sleep(60)"])
     with pytest.raises(EngineError, match="was not done within"):
-        models.add(source, convert)
+        store.add(source, convert)
     write_checkpoint(download / "pytorch_model.pt", link="/etc/passwd")
     monkeypatch.undo()
     monkeypatch.setattr(conversion, "MODULE", "fake_convert")
     monkeypatch.setattr(bundle.places, "data", lambda: PrivateDir(data_home.parent))
     with pytest.raises(ModelError, match=r"wrote no file 'model\.onnx'"):
-        models.add(source, convert)
+        store.add(source, convert)
     assert os.listdir(data_home) == []
     assert gone(converting_image)

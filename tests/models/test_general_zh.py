@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import conversion, general_zh, models
 from wuwan_runner.errors import ModelError
+from wuwan_runner.models import conversion, general_zh, store
 from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def added(name: str, directory: Path) -> bundle.Bundle:
     """The bundle of that name, made if it is not there."""
     if name not in bundle.installed():
         said: list[str] = []
-        models.add(general_zh.source(name, directory, said.append), conversion.local)
+        store.add(general_zh.source(name, directory, said.append), conversion.local)
         assert said == []
     return bundle.load(bundle.find(name))
 
@@ -91,10 +91,10 @@ def test_both_forms_of_the_checkpoint_make_the_same_bundle(checkpoints: Path) ->
     assert plain.classes == OUTPUTS
     assert plain.activation == "softmax"
     if len(IMAGE) > 1:
-        models.remove("wrapped")
+        store.remove("wrapped")
         source = general_zh.source("wrapped", checkpoints / "wrapped", lambda _: None)
-        assert models.add(source, conversion.InContainer(IMAGE)).files == plain.files
-    models.remove("wrapped")
+        assert store.add(source, conversion.InContainer(IMAGE)).files == plain.files
+    store.remove("wrapped")
 
 
 def test_the_same_labels_from_every_backend(
@@ -163,7 +163,7 @@ def test_a_wrong_checkpoint_is_refused(
         os.truncate(weights, weights.stat().st_size // 2)
     before = sorted(os.listdir(data_home)) if data_home.exists() else []
     with pytest.raises(ModelError, match=problem) as caught:
-        models.add(general_zh.source("wrong", directory, lambda _: None), conversion.local)
+        store.add(general_zh.source("wrong", directory, lambda _: None), conversion.local)
     assert "\n" not in str(caught.value)
     assert sorted(os.listdir(data_home)) == before
     assert not ran.exists()

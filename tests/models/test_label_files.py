@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wuwan_runner import general_zh, label_files
 from wuwan_runner.errors import ModelError
+from wuwan_runner.models import general_zh, label_files
 from wuwan_worker.shared import bundle, labels
 
 

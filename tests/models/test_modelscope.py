@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.models.hub import Hub, serving
-from wuwan_runner import modelscope
 from wuwan_runner.errors import LockedError, ModelError, UsageError
-from wuwan_runner.general_zh import MODELSCOPE_ID
-from wuwan_runner.modelscope import ModelScope
+from wuwan_runner.models import modelscope
+from wuwan_runner.models.general_zh import MODELSCOPE_ID
+from wuwan_runner.models.modelscope import ModelScope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

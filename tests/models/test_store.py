@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 
 from tests.models.conftest import write_checkpoint
-from wuwan_runner import checks, conversion, general_zh, leftovers, models
+from wuwan_runner.doctor import checks, orphans
 from wuwan_runner.errors import EngineError, LockedError, ModelError, UsageError
+from wuwan_runner.models import conversion, general_zh, store
 from wuwan_runner.options import Timeouts
 from wuwan_worker.shared import bundle, labels
 
 
 def add(directory: Path, name: str = "mine") -> bundle.Bundle:
     """Add a download as a bundle, by a process of its own that converts it."""
-    return models.add(general_zh.source(name, directory, lambda _: None), conversion.local)
+    return store.add(general_zh.source(name, directory, lambda _: None), conversion.local)
 
 
 def test_a_bundle_is_complete_and_readable_by_a_container(download: Path, data_home: Path) -> None:
@@ -92,8 +93,8 @@ def test_names(download: Path, data_home: Path) -> None:
     outside.mkdir()
     for name in ("imagenet-zh", "nothing", "../outside", ".", ""):
         with pytest.raises(UsageError):
-            models.remove(name)
-    models.remove("mine")
+            store.remove(name)
+    store.remove("mine")
     assert os.listdir(data_home) == []
     assert outside.exists()
     with pytest.raises(bundle.BundleError, match="no model named 'mine'; there is: imagenet-zh"):
@@ -117,13 +118,13 @@ def test_two_adds_of_one_name(download: Path, data_home: Path) -> None:
         assert go_on.wait(20)
         return conversion.local(*arguments)
 
-    first = threading.Thread(target=models.add, args=(source, slow))
+    first = threading.Thread(target=store.add, args=(source, slow))
     first.start()
     assert inside.wait(20)
     with pytest.raises(LockedError):
         add(download)
-    assert models.unfinished() == []
-    models.discard(data_home / ".mine.staging")  # somebody works in it
+    assert store.unfinished() == []
+    store.discard(data_home / ".mine.staging")  # somebody works in it
     go_on.set()
     first.join(30)
     bundle.load(bundle.find("mine")).verify()
@@ -148,15 +149,15 @@ def test_a_killed_run_leaves_a_staging_directory_only(download: Path, data_home:
         process.kill()
     assert os.listdir(data_home) == [".mine.staging"]
     assert bundle.installed() == ["imagenet-zh"]
-    (found,) = leftovers.unfinished_models()
+    (found,) = orphans.unfinished_models()
     assert found in checks.all_leftovers(Timeouts(control=1.0))
     assert found.name == str(data_home / ".mine.staging")
     added = add(download)
     assert sorted(os.listdir(added.root)) == ["bundle.toml", "labels.tsv", "model.onnx"]
     (data_home / ".mine.abcd.removed").mkdir()
     (data_home / ".other.staging").mkdir()
-    for left in leftovers.unfinished_models():
-        leftovers.remove(left, Timeouts())
+    for left in orphans.unfinished_models():
+        orphans.remove(left, Timeouts())
     assert os.listdir(data_home) == ["mine"]
 
 
@@ -166,10 +167,10 @@ def test_the_lock_is_not_taken_on_a_directory_that_has_gone(tmp_path: Path) -> N
     path.mkdir()
     holder = os.open(path, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    assert models._lock(path) is None
+    assert store._lock(path) is None
     path.rename(tmp_path / "mine")
     os.close(holder)
-    assert models._lock(path) is None
+    assert store._lock(path) is None
 
 
 def test_a_conversion_that_takes_too_long(

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import launchers
-from wuwan_runner.launchers.base import Ending
-from wuwan_runner.staff import Staff
+from wuwan_runner.pool.base import Staff
 from wuwan_runner.wire.connection import Connection
+from wuwan_runner.worker import Ending
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
     Done,

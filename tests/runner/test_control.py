@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import checks, exec_channel, fleet
-from wuwan_runner.checks import Outcome, Scope
+from wuwan_runner.doctor import checks
+from wuwan_runner.doctor.checks import Outcome, Scope
 from wuwan_runner.errors import EngineError
 from wuwan_runner.options import Timeouts
+from wuwan_runner.pool import exec as exec_channel
+from wuwan_runner.pool import registry
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.address import Address
 from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
@@ -179,7 +181,7 @@ def test_who_ends_meanwhile_is_gone(
     thread = threading.Thread(target=vanish)
     thread.start()
     try:
-        assert [member.name for member in fleet.members(Timeouts(control=5.0))] == ["wuwan-stub"]
+        assert [member.name for member in registry.members(Timeouts(control=5.0))] == ["wuwan-stub"]
         check = checks.warm_workers(Scope(timeouts=Timeouts(control=5.0)))
     finally:
         with contextlib.suppress(OSError):
@@ -209,11 +211,11 @@ def test_workers_elsewhere_are_asked_side_by_side(monkeypatch: pytest.MonkeyPatc
         raise NoAnswerError("no answer")
         yield
 
-    monkeypatch.setattr("wuwan_runner.exec_channel.control_of", control_of)
-    monkeypatch.setattr("wuwan_runner.daemon.is_remote", lambda: True)
-    monkeypatch.setattr(fleet, "_containers", lambda _: names)
+    monkeypatch.setattr("wuwan_runner.containers.exec_channel.control_of", control_of)
+    monkeypatch.setattr("wuwan_runner.containers.daemon.is_remote", lambda: True)
+    monkeypatch.setattr(registry, "_containers", lambda _: names)
     begin = time.monotonic()
-    found = fleet.members(Timeouts(control=0.3))
+    found = registry.members(Timeouts(control=0.3))
     assert time.monotonic() - begin < 4 * 0.3
     assert most == 8
     assert [member.name for member in found] == [name for name in names if name != "worker-03"]
@@ -235,7 +237,7 @@ def test_the_end_of_the_way_there_is_no_workers_end(
         yield None
 
     monkeypatch.setattr(exec_channel.Link, "_attach", attach)
-    monkeypatch.setattr("wuwan_runner.daemon.connected", connected)
+    monkeypatch.setattr("wuwan_runner.containers.daemon.connected", connected)
     asked = exec_channel.control_of("worker", Timeouts(control=5.0))
     with pytest.raises(NoAnswerError) as caught, asked:
         pass

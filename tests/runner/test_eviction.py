@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wuwan_runner import eviction
+from wuwan_runner.pool import eviction
 from wuwan_runner.wire.address import Address
 from wuwan_runner.wire.control import Seen
 from wuwan_worker.shared.protocol import Status

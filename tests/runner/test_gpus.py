@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from wuwan_runner import gpus
 from wuwan_runner.errors import EngineError, ExitCode, UsageError
-from wuwan_runner.gpus import Offer, Placement, Problem
+from wuwan_runner.gpus import placement
+from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.options import WorkerSpec
 
 # The parts of a daemon's /info that matter.
@@ -39,7 +39,7 @@ def choose(
 ) -> Placement:
     """For a model that is known to nobody here, as one in a container image is."""
     wanted = WorkerSpec(model=spec.pop("model", "elsewhere"), gpus=choice, **spec)
-    return gpus.choose(wanted, offer, absent=ABSENT, obstacle=obstacle)
+    return placement.choose(wanted, offer, absent=ABSENT, obstacle=obstacle)
 
 
 @pytest.mark.parametrize("choice", ["auto", "all", "none", "0", "3", "0,1", "10,2"])
@@ -102,10 +102,10 @@ def test_how_many_workers() -> None:
     def asked() -> Placement:
         raise AssertionError("a daemon would be asked")
 
-    counts = {choice: gpus.workers(choice, asked) for choice in ("auto", "none", "3", "0,2,4")}
+    counts = {choice: placement.workers(choice, asked) for choice in ("auto", "none", "3", "0,2,4")}
     assert counts == {"auto": 1, "none": 1, "3": 1, "0,2,4": 3}
-    assert gpus.workers("all", lambda: Placement("cuda", ("a", "b"))) == 2
-    assert gpus.workers("all", Placement) == 1
+    assert placement.workers("all", lambda: Placement("cuda", ("a", "b"))) == 2
+    assert placement.workers("all", Placement) == 1
 
 
 def test_an_index_too_high() -> None:
@@ -170,15 +170,15 @@ def test_a_backend_for_cpus() -> None:
 @pytest.mark.parametrize("info", [NONE, cdi("vendor.com/camera=0"), {}])
 def test_a_daemon_without_gpus(info: dict[str, Any]) -> None:
     """Other vendors' devices are none."""
-    assert gpus.offered(info, 0) is None
-    assert gpus.offered(info, 2) is None
+    assert placement.offered(info, 0) is None
+    assert placement.offered(info, 2) is None
 
 
 def test_a_daemon_with_the_runtime() -> None:
     """It goes by index; how many there are is known from this machine, or from CDI, or not."""
-    assert gpus.offered(RUNTIME, 2) == Offer("nvidia", ("0", "1"))
-    assert gpus.offered(RUNTIME, 0) == Offer("nvidia", ())
-    assert gpus.offered(nvidia("0", "1", "2", "all") | RUNTIME, 0) == Offer(
+    assert placement.offered(RUNTIME, 2) == Offer("nvidia", ("0", "1"))
+    assert placement.offered(RUNTIME, 0) == Offer("nvidia", ())
+    assert placement.offered(nvidia("0", "1", "2", "all") | RUNTIME, 0) == Offer(
         "nvidia", ("0", "1", "2")
     )
 
@@ -195,15 +195,15 @@ def test_a_daemon_with_the_runtime() -> None:
 )
 def test_a_daemon_with_cdi(names: tuple[str, ...], devices: tuple[str, ...]) -> None:
     """A GPU with several names counts once."""
-    assert gpus.offered(nvidia(*names), 7) == Offer("cdi", devices)
+    assert placement.offered(nvidia(*names), 7) == Offer("cdi", devices)
 
 
 def test_device_requests() -> None:
     """The API's form, by runtime or by CDI names."""
-    assert gpus.device_requests("", None) == []
-    assert gpus.device_requests("nvidia", "2") == [
+    assert placement.device_requests("", None) == []
+    assert placement.device_requests("nvidia", "2") == [
         {"Driver": "nvidia", "DeviceIDs": ["2"], "Capabilities": [["gpu"]]}
     ]
-    assert gpus.device_requests("cdi", "1") == [
+    assert placement.device_requests("cdi", "1") == [
         {"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=1"]}
     ]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner import Tagger, TagOptions, nvidia
+from wuwan_runner import Tagger, TagOptions
 from wuwan_runner.errors import EngineError
+from wuwan_runner.gpus import nvidia
 from wuwan_runner.launchers import local
-from wuwan_runner.launchers.base import Order
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.wire import address, control
+from wuwan_runner.worker import Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_runner import nvidia
+from wuwan_runner.gpus import nvidia
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_runner import TagOptions, daemon, gpus, nvidia, workers
+from wuwan_runner import TagOptions
+from wuwan_runner.containers import daemon, images
 from wuwan_runner.errors import EngineError
-from wuwan_runner.gpus import Offer, Placement
-from wuwan_runner.launchers.base import Order
+from wuwan_runner.gpus import nvidia, placement
+from wuwan_runner.gpus.placement import Offer, Placement
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_runner.pool.choose import choose
+from wuwan_runner.worker import Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 RUNTIME = Offer("nvidia", ("0", "1"))
 MODEL = "in-the-image"  # nothing is known of it here, so it may have weights for GPUs
-MODELS = f'{daemon.LABEL_MODELS}="{MODEL}=0"'
+MODELS = f'{images.LABEL_MODELS}="{MODEL}=0"'
 CPU_IMAGE, GPU_IMAGE, NO_IMAGE = "wuwan-test:latest", "wuwan-test:as-gpu", "wuwan-test:none"
 
 
@@ -43,9 +46,9 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`has(OFFER, cpu=…, gpu=…)`: what the daemon offers, and this version's own images."""
 
     def make(offer: Offer | None, cpu: str = CPU_IMAGE, gpu: str = GPU_IMAGE) -> None:
-        monkeypatch.setattr(gpus, "offered", lambda *_: offer)
+        monkeypatch.setattr(placement, "offered", lambda *_: offer)
         monkeypatch.setattr(nvidia, "driver", lambda: True)
-        monkeypatch.setattr(daemon, "own_image", {"cpu": cpu, "gpu": gpu}.__getitem__)
+        monkeypatch.setattr(images, "own_image", {"cpu": cpu, "gpu": gpu}.__getitem__)
 
     return make
 
@@ -171,9 +174,9 @@ def test_the_runner_follows_the_gpu(
     options, told = TagOptions(spec=WorkerSpec(gpus=choice)), list[str]()
     if " " in expected:
         with pytest.raises(EngineError, match=expected):
-            workers.choose(options, told.append)
+            choose(options, told.append)
         return
-    assert workers.choose(options, told.append).name == expected
+    assert choose(options, told.append).name == expected
     assert len(told) == (expected == "local")
 
 
@@ -183,6 +186,6 @@ def test_without_docker_a_gpu_is_asked_of_the_local_runner(
     """Its own error is the one that helps."""
     monkeypatch.setattr(daemon, "may_answer", lambda: False)
     options = TagOptions(spec=WorkerSpec(gpus="0"))
-    assert workers.choose(options, lambda _: None).name == "local"
+    assert choose(options, lambda _: None).name == "local"
     with pytest.raises(EngineError, match="--image x needs Docker"):
-        workers.choose(TagOptions(spec=WorkerSpec(image="x")), lambda _: None)
+        choose(TagOptions(spec=WorkerSpec(image="x")), lambda _: None)

@@ -10,18 +10,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner import gpus, nvidia
 from wuwan_runner.errors import EngineError
-from wuwan_runner.gpus import Offer, Placement, Problem
-from wuwan_runner.launchers.base import Ending, new_name
+from wuwan_runner.gpus import nvidia, placement
+from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.wire import address
+from wuwan_runner.worker import Ending, new_name
 from wuwan_worker.shared import bundle, peers
 
 if TYPE_CHECKING:
     import socket
 
-    from wuwan_runner.launchers.base import Order
     from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_runner.worker import Order
     from wuwan_worker.shared.protocol import Welcome
 
 # What each backend imports, and the extra of wuwan that installs it.
@@ -129,7 +129,7 @@ class LocalLauncher:
         visible = nvidia.visible(os.environ, nvidia.count()) if spec.gpus != "none" else ()
         offer = Offer("cuda", visible) if visible else None
         obstacle = _not_installed("torch") if visible else None
-        return gpus.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
+        return placement.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
 
     def start(self, order: Order, listener: socket.socket) -> LocalStarted:
         """See `Launcher.start`."""

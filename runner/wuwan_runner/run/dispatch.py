@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError, UsageError
 from wuwan_runner.inputs.discover import OpenError, open_image
-from wuwan_runner.launchers.base import Ending
 from wuwan_runner.records import ItemFailure, Record, from_item
 from wuwan_runner.run import known_picture
 from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
+from wuwan_runner.worker import Ending
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
     Adopt,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.inputs.discover import Found
     from wuwan_runner.options import TagOptions
-    from wuwan_runner.staff import Staff
+    from wuwan_runner.pool.base import Staff
 
 WINDOW = 512
 # Workers lost with an image before it is suspected of being the cause.

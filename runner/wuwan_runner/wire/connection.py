@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wuwan_runner.errors import EngineError
-    from wuwan_runner.launchers.base import Ending
     from wuwan_runner.options import TagOptions, Timeouts
+    from wuwan_runner.worker import Ending
 
 # unix(7): more descriptors are under way than RLIMIT_NOFILE allows; receivers make room in no time.
 _RETRY_PAUSE = 0.005
@@ -32,10 +32,15 @@ class ConnectionLostError(Exception):
 class Backing(Protocol):
     """What this process holds of a worker besides the connection: `Launch`, or an exec `Link`."""
 
-    warm: bool
-    """Whether the worker was there before this run."""
-    error: EngineError | None
-    """Why it could not be started."""
+    @property
+    def warm(self) -> bool:
+        """Whether the worker was there before this run."""
+        ...
+
+    @property
+    def error(self) -> EngineError | None:
+        """Why it could not be started."""
+        ...
 
     def report(self) -> Ending:
         """How the worker ended, with its last log lines; empty if that is not known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wuwan_runner import conversion, modelscope
+from wuwan_runner.models import conversion, modelscope
 
 conversion.MODULE = "fake_convert"
 conversion.REQUIRED = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from wuwan_runner import nvidia
+from wuwan_runner.gpus import nvidia
 from wuwan_runner.wire import control
 
 if TYPE_CHECKING:

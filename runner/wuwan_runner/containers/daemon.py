@@ -5,50 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.errors import EngineError
-from wuwan_runner.launchers.base import Ending
-from wuwan_worker import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import docker
 
-_MEMORY = 3600.0  # seconds of the past in which a container's end is looked for
-_LAST_EVENT = 2.0  # seconds an end that is under way may take
-_FRESH = 5.0  # seconds: a newer end is the one that is asked for
 # A daemon may promise GPUs, and find out at a container's start that it has no driver for them.
 _GPU_ERROR = re.compile(r"nvidia|\bCDI\b|device driver", re.IGNORECASE)
 _GPU_HINT = "does `nvidia-smi` work on the daemon's machine? or use --gpus none"
 DEFAULT_SOCKET = "/var/run/docker.sock"
-# Labels of our containers and images.
-LABEL_WORKER = "io.wuwan.worker"  # the worker's name
-LABEL_OWNER = "io.wuwan.owner"  # uid of who started it
-LABEL_NAMESPACE = "io.wuwan.namespace"
-LABEL_KEY = "io.wuwan.key"
-LABEL_LISTENS = "io.wuwan.listens"  # only on workers that listen inside their container
-LABEL_VARIANT = "io.wuwan.variant"  # of the image: cpu, gpu
-LABEL_MODELS = "io.wuwan.models"  # of the image: the bundles that were added to it
-
-
-def own_image(variant: str) -> str:
-    """The name of this version's own image of that variant."""
-    return f"wuwan:{__version__}" if variant == "cpu" else f"wuwan:{__version__}-{variant}"
-
-
-def build_hint(variant: str) -> str:
-    """The command that makes this version's own image of that variant."""
-    return "wuwan image build" if variant == "cpu" else f"wuwan image build --variant {variant}"
-
-
-def image_reference(image: str) -> str:
-    """The image to run: the given one, or this version's own."""
-    return image or own_image("cpu")
 
 
 def may_answer() -> bool:
@@ -109,43 +80,6 @@ def hang_up(stream: Any) -> None:
     # docker-py shuts its socket down, but leaves the descriptor to the garbage collector.
     with contextlib.suppress(Exception):
         stream._response.close()  # noqa: SLF001
-
-
-def post_mortem(client: docker.DockerClient, name: str) -> Ending:
-    """How a container ended; empty if the daemon does not know, or it goes on.
-
-    A container that removes itself leaves nothing to inspect, but the daemon remembers its last
-    events. Its end may be under way: it is waited for, a little.
-    """
-    now = time.time()
-    oom, killed, code = False, False, ""
-    until: Any = f"{now + _LAST_EVENT:.3f}"  # the daemon takes fractions, docker-py no floats
-    events = client.api.events(
-        since=int(now - _MEMORY),
-        until=until,
-        filters={"container": name},
-        decode=True,
-    )
-    try:
-        for event in events:
-            action = str(event.get("Action", ""))
-            if action == "start":  # a container of that name that came after the last one's end
-                oom, killed, code = False, False, ""
-            oom = oom or action == "oom"
-            killed = killed or action == "kill"
-            if action == "die":
-                code = str(event.get("Actor", {}).get("Attributes", {}).get("exitCode", ""))
-                if float(event.get("time", 0)) > now - _FRESH:
-                    break
-    finally:
-        hang_up(events)
-    if not code:
-        return Ending()
-    if oom or (code == "137" and not killed):  # 128 + SIGKILL, and it was not the daemon's
-        return Ending("likely out of memory (exit code 137); see --memory")
-    if killed:
-        return Ending(f"stopped or removed by somebody (exit code {code})", by_hand=True)
-    return Ending(f"exit code {code}", in_order=code == "0")
 
 
 def unreachable(error: Exception) -> EngineError:

@@ -15,8 +15,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner import daemon, gpus, leftovers, nvidia
+from wuwan_runner.containers import daemon, images
+from wuwan_runner.doctor import orphans
 from wuwan_runner.errors import EngineError
+from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.launchers import local
 from wuwan_runner.options import Timeouts
 from wuwan_runner.wire import address, control
@@ -147,14 +149,14 @@ def docker(scope: Scope) -> list[Check]:
     try:
         with daemon.connected(scope.timeouts.docker) as client:
             version, info = client.api.version(), client.api.info()
-            images = [_image(client, daemon.image_reference(scope.image))]
-            if gpus.offered(info, 0) and not scope.image:
-                images.append(_image(client, daemon.own_image("gpu"), "gpu"))
+            found = [_image(client, images.reference(scope.image))]
+            if placement.offered(info, 0) and not scope.image:
+                found.append(_image(client, images.own_image("gpu"), "gpu"))
     except EngineError as error:
         return _no_docker(error)
     where = os.environ.get("DOCKER_HOST") or "the local socket"
     detail = f"{version.get('Version')}, API {version.get('ApiVersion')}, at {where}"
-    return [Check("Docker daemon", Outcome.OK, detail), gpu(info), *images]
+    return [Check("Docker daemon", Outcome.OK, detail), gpu(info), *found]
 
 
 def daemon_advice() -> str:
@@ -173,7 +175,7 @@ def _no_docker(error: EngineError) -> list[Check]:
 
 def gpu(info: Mapping[str, Any]) -> Check:
     """Whether the daemon can give a container a GPU, by its /info."""
-    offer = gpus.offered(info, 0)
+    offer = placement.offered(info, 0)
     if offer is None:
         return Check(
             "NVIDIA GPU",
@@ -202,8 +204,8 @@ def _image(client: Any, reference: str, variant: str = "cpu") -> Check:
 
     # Whoever has no image for GPUs has a CPU.
     name, worst, advice = {
-        "cpu": ("container image", Outcome.FAIL, daemon.build_hint("cpu")),
-        "gpu": ("GPU image", Outcome.WARN, daemon.build_hint("gpu")),
+        "cpu": ("container image", Outcome.FAIL, images.build_hint("cpu")),
+        "gpu": ("GPU image", Outcome.WARN, images.build_hint("gpu")),
     }[variant]
     try:
         found = client.api.inspect_image(reference)
@@ -339,10 +341,10 @@ def left_over(scope: Scope) -> Check:
     return Check("leftovers", Outcome.WARN, detail, "wuwan doctor --clean removes them")
 
 
-def all_leftovers(timeouts: Timeouts) -> list[leftovers.Leftover]:
+def all_leftovers(timeouts: Timeouts) -> list[orphans.Leftover]:
     """Leftover directories, and containers if a daemon answers."""
-    found = leftovers.directories() + leftovers.unfinished_models()
+    found = orphans.directories() + orphans.unfinished_models()
     if daemon.may_answer():
         with contextlib.suppress(EngineError):  # the check of the daemon says so
-            found += leftovers.containers(timeouts)
+            found += orphans.containers(timeouts)
     return found

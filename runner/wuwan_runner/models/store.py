@@ -15,8 +15,8 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING
 
-from wuwan_runner import manifest
 from wuwan_runner.errors import LockedError, ModelError, UsageError
+from wuwan_runner.models import manifest
 from wuwan_worker.shared import bundle, dirs, labels
 from wuwan_worker.shared.bundle import Bundle, BundleError
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from wuwan_runner.conversion import Converter
-    from wuwan_runner.manifest import Source
+    from wuwan_runner.models.conversion import Converter
+    from wuwan_runner.models.manifest import Source
     from wuwan_worker.shared.private_dir import PrivateDir
 
 # Not a bundle's name, so it is never taken for one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wuwan_runner import daemon
+from wuwan_runner.containers import daemon, images
 from wuwan_runner.errors import EngineError
 from wuwan_worker.shared import bundle
 from wuwan_worker.shared.bundle import Bundle, BundleError
@@ -44,7 +44,7 @@ def place(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path 
     if _comes_with_wuwan(model):
         return model, None
     baked = dict(
-        entry.split("=", 1) for entry in labels.get(daemon.LABEL_MODELS, "").split() if "=" in entry
+        entry.split("=", 1) for entry in labels.get(images.LABEL_MODELS, "").split() if "=" in entry
     )
     try:
         found = bundle.load(bundle.find(model))
@@ -56,12 +56,12 @@ def place(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path 
     if baked.get(name(found)) == found.fingerprint:
         return inside, None
     if daemon.is_remote():
-        variant = labels.get(daemon.LABEL_VARIANT, "cpu")
+        variant = labels.get(images.LABEL_VARIANT, "cpu")
         old = " as it is here" if name(found) in baked else ""
         raise EngineError(
             f"the image {image} does not hold the model {found.name}{old}, and a daemon on another "
             "machine cannot mount it",
-            hint=f"{daemon.build_hint(variant)} --model {model}",
+            hint=f"{images.build_hint(variant)} --model {model}",
         )
     return inside, found.root
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import wuwan_worker
-from wuwan_runner import daemon, model_place
+from wuwan_runner.containers import daemon, images, model_mount
 from wuwan_runner.errors import EngineError, ModelError, UsageError, WuwanError
 from wuwan_worker.shared import bundle
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from wuwan_worker.shared.bundle import Bundle
 
-_HERE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 VARIANTS = ("cpu", "gpu")
 _FILES = (
     "Dockerfile",
@@ -90,7 +90,7 @@ def context_files() -> dict[str, Path]:
         BuildError: if this installation has no Dockerfile.
     """
     # The installed package carries the files, a checkout has them in their places.
-    for root in (_HERE / "build_context", _HERE.parents[1]):
+    for root in (_PACKAGE / "build_context", _PACKAGE.parents[1]):
         if all((root / name).is_file() for name in _FILES):
             break
     else:
@@ -129,7 +129,7 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
     from docker.utils.build import match_tag
 
     bundles = [_bundle(model) for model in options.models]
-    reference = options.tag or daemon.own_image(options.variant)
+    reference = options.tag or images.own_image(options.variant)
     if not match_tag(reference):
         raise UsageError(f"--tag {reference!r} is no name for an image", hint="for example wuwan:1")
     arguments = {
@@ -160,7 +160,7 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
                 options,
                 report,
                 tag=reference,
-                labels={daemon.LABEL_MODELS: model_place.label(bundles)},
+                labels={images.LABEL_MODELS: model_mount.label(bundles)},
             )
         image = client.images.get(reference)
     return Built(reference, str(image.id), int(image.attrs["Size"]))
@@ -171,13 +171,13 @@ def write_models(file: IO[bytes], base: str, bundles: Sequence[Bundle]) -> None:
 
     A layer of its own, so that neither the worker nor another model is built anew for it.
     """
-    lines = [f"FROM {base}", f"COPY models {model_place.INSIDE}"]
+    lines = [f"FROM {base}", f"COPY models {model_mount.INSIDE}"]
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         _add(archive, "Dockerfile", io.BytesIO("\n".join(lines).encode()))
         for found in bundles:
             for name in sorted({bundle.MANIFEST, *found.files}):
                 with (found.root / name).open("rb") as content:
-                    _add(archive, f"models/{model_place.name(found)}/{name}", content)
+                    _add(archive, f"models/{model_mount.name(found)}/{name}", content)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: IO[bytes]) -> None:

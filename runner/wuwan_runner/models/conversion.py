@@ -14,19 +14,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wuwan_runner import daemon
+from wuwan_runner.containers import daemon, images
+from wuwan_runner.containers.program import Program, run
 from wuwan_runner.errors import EngineError, ModelError
 from wuwan_worker.shared import bundle, labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import docker
+    from collections.abc import Callable
 
 MODULE = "wuwan_worker.conversion.convert"
 REQUIRED = ("torch", "torchvision", "timm", "safetensors", "onnx")
@@ -133,10 +131,18 @@ class InContainer:
             Mount(target=inside, source=str(weights), type="bind", read_only=True),
             Mount(target=_OUT, source=str(directory), type="bind"),
         ]
-        arguments = _arguments(checkpoint, inside, _OUT)
+        program = Program(
+            image=self.image,
+            command=("python", *_arguments(checkpoint, inside, _OUT)),
+            memory=_MEMORY,
+            mounts=tuple(mounts),
+            ours=True,
+        )
         with daemon.connected(30.0) as client:
-            output, log = _run(client, self.image, ["python", *arguments], mounts)
-        return understand(output, log[-_TAIL:], checkpoint, directory)
+            done = run(client, program, deadline=DEADLINE)
+        if done is None:
+            raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s")
+        return understand(done.output, done.errors[-_TAIL:], checkpoint, directory)
 
 
 def _arguments(checkpoint: Checkpoint, weights: str, out: str) -> list[str]:
@@ -149,70 +155,6 @@ def _arguments(checkpoint: Checkpoint, weights: str, out: str) -> list[str]:
         f"--activation={checkpoint.activation}",
         f"--out={out}",
     ]
-
-
-def _run(
-    client: docker.DockerClient, image: str, command: Sequence[str], mounts: Sequence[Any]
-) -> tuple[bytes, bytes]:
-    """Standard output and standard error of a command in a container of its own."""
-    rootless = any("rootless" in str(option) for option in client.info()["SecurityOptions"] or ())
-    container = client.api.create_container(
-        image=image,
-        command=list(command),
-        # What it writes is to be ours. In a rootless daemon's containers we are root.
-        user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
-        environment={"HOME": "/tmp"},  # noqa: S108  # a tmpfs of the container
-        host_config=client.api.create_host_config(
-            network_mode="none",
-            read_only=True,
-            tmpfs={"/tmp": ""},  # noqa: S108
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
-            mem_limit=_MEMORY,
-            memswap_limit=_MEMORY,
-            init=True,
-            auto_remove=True,
-            mounts=list(mounts),
-        ),
-    )["Id"]
-    output, log = bytearray(), bytearray()
-    with _removed_in_the_end(client, container) as late:
-        stream = client.api.attach(
-            container, stdout=True, stderr=True, stream=True, demux=True, logs=True
-        )
-        client.api.start(container)
-        try:
-            for out, err in stream:
-                output += out or b""
-                log += err or b""
-        finally:
-            daemon.hang_up(stream)
-        if late.is_set():
-            raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s")
-    return bytes(output), bytes(log)
-
-
-@contextlib.contextmanager
-def _removed_in_the_end(client: docker.DockerClient, container: str) -> Iterator[threading.Event]:
-    """The container goes at the end of the block, or at the deadline, which sets the event."""
-    late = threading.Event()
-
-    def remove() -> None:
-        with contextlib.suppress(Exception):  # it removes itself as it ends
-            client.api.remove_container(container, force=True, v=True)
-
-    def expire() -> None:
-        late.set()
-        remove()
-
-    timer = threading.Timer(DEADLINE, expire)
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
-        timer.join()
-        remove()
 
 
 def understand(output: bytes, log: bytes, checkpoint: Checkpoint, directory: Path) -> Converted:
@@ -264,12 +206,12 @@ def _image(image: str) -> str:
         raise EngineError("no Docker daemon here", hint="pip install 'wuwan[gpu]'")
     import docker.errors
 
-    reference = image or daemon.own_image("gpu")
+    reference = image or images.own_image("gpu")
     with daemon.connected(30.0) as client:
         try:
             client.images.get(reference)
         except docker.errors.ImageNotFound:
             raise EngineError(
-                f"the image {reference} is not there", hint=daemon.build_hint("gpu")
+                f"the image {reference} is not there", hint=images.build_hint("gpu")
             ) from None
     return reference

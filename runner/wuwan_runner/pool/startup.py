@@ -6,13 +6,14 @@ import threading
 from typing import TYPE_CHECKING
 
 from wuwan_runner.errors import EngineError
-from wuwan_runner.launchers.base import Ending
+from wuwan_runner.worker import Ending
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from wuwan_runner.launchers.base import Launcher, Order, Started
+    from wuwan_runner.launchers.base import Launcher
+    from wuwan_runner.worker import Order, Started
 
 _JOIN = 15.0  # seconds to wait for a start that is being cancelled
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wuwan_runner.conversion import Checkpoint, Converted
-    from wuwan_runner.label_files import LabelTable
+    from wuwan_runner.models.conversion import Checkpoint, Converted
+    from wuwan_runner.models.label_files import LabelTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

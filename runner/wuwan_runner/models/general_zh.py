@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from wuwan_runner import label_files
-from wuwan_runner.conversion import Checkpoint
 from wuwan_runner.errors import ModelError
-from wuwan_runner.manifest import Source
+from wuwan_runner.models import label_files
+from wuwan_runner.models.conversion import Checkpoint
+from wuwan_runner.models.manifest import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

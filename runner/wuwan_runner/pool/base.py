@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from wuwan_runner import gpus
-from wuwan_runner.launchers.base import Order
+from wuwan_runner.gpus import placement
 from wuwan_runner.options import TTL
+from wuwan_runner.worker import Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ class Staff(ABC):
     def count(self) -> int:
         """How many workers this run uses."""
         options = self._options
-        return options.workers or gpus.workers(
+        return options.workers or placement.workers(
             options.spec.gpus, lambda: self.launcher.place(options.spec, options.timeouts)
         )
 

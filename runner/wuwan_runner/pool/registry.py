@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wuwan_runner import daemon, launchers
+from wuwan_runner import launchers
+from wuwan_runner.containers import container, daemon
 from wuwan_runner.errors import EngineError, UsageError
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
@@ -42,7 +43,7 @@ class Member:
             with control.attach(self.address, timeouts.control) as connection:
                 yield connection
         else:
-            from wuwan_runner.exec_channel import control_of
+            from wuwan_runner.containers.exec_channel import control_of
 
             with control_of(self.name, timeouts) as connection:
                 yield connection
@@ -82,12 +83,12 @@ def _containers(timeouts: Timeouts) -> list[str]:
         listed = client.api.containers(
             filters={
                 "label": [
-                    f"{daemon.LABEL_NAMESPACE}={address.namespace()}",
-                    f"{daemon.LABEL_OWNER}={os.getuid()}",
+                    f"{container.LABEL_NAMESPACE}={address.namespace()}",
+                    f"{container.LABEL_OWNER}={os.getuid()}",
                 ]
             }
         )
-    return sorted(container["Labels"][daemon.LABEL_WORKER] for container in listed)
+    return sorted(container["Labels"][container.LABEL_WORKER] for container in listed)
 
 
 def named(name: str, timeouts: Timeouts) -> Member:

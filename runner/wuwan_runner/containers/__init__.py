@@ -1,0 +1,1 @@
+"""Docker: the daemon, images, and containers that can reach nothing but what they are handed."""

@@ -1,0 +1,127 @@
+"""A program in a container of its own, that is as locked down as a worker's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wuwan_runner.containers.container import USER, locked_down
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import docker
+
+_JOIN = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What to run, and what it may use."""
+
+    image: str
+    command: tuple[str, ...]
+    memory: str  # as Docker takes it
+    mounts: tuple[Any, ...] = ()  # docker-py's
+    devices: tuple[Any, ...] = ()  # docker-py's device requests
+    ours: bool = False  # whether the files that it writes to its mounts are to be this user's
+    stdin: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What it said."""
+
+    output: bytes
+    errors: bytes
+
+
+def run(client: docker.DockerClient, program: Program, *, deadline: float) -> Done | None:
+    """Run a program to its end; None if it has none within `deadline` seconds.
+
+    Nothing of it is left, whatever happens.
+    """
+    user = USER
+    if program.ours:
+        # In a rootless daemon's containers we are root.
+        options = client.info()["SecurityOptions"] or ()
+        rootless = any("rootless" in str(option) for option in options)
+        user = "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
+    container: str = client.api.create_container(
+        image=program.image,
+        command=list(program.command),
+        user=user,
+        environment={"HOME": "/tmp"},  # noqa: S108  # the container's own, in memory
+        stdin_open=bool(program.stdin),
+        host_config=locked_down(
+            client,
+            memory=program.memory,
+            mounts=program.mounts,
+            devices=program.devices,
+            scratch="/tmp",  # noqa: S108
+        ),
+    )["Id"]
+    with _removed_in_the_end(client, container, deadline) as late:
+        output, errors = _talk(client, container, program.stdin)
+        return None if late.is_set() else Done(output, errors)
+
+
+def _talk(client: docker.DockerClient, container: str, stdin: bytes) -> tuple[bytes, bytes]:
+    """Start it, and have its standard output and standard error to their end."""
+    from docker.utils.socket import demux_adaptor, frames_iter
+
+    parameters = {"stdin": int(bool(stdin)), "stdout": 1, "stderr": 1, "stream": 1, "logs": 1}
+    file = client.api.attach_socket(container, params=parameters)
+    raw: socket.socket = getattr(file, "_sock", file)
+    raw.settimeout(None)  # its removal ends it
+    client.api.start(container)
+
+    def write() -> None:
+        with contextlib.suppress(OSError):  # it may end before it has read all
+            raw.sendall(stdin)
+            raw.shutdown(socket.SHUT_WR)
+
+    writer = threading.Thread(target=write, name="program-stdin", daemon=True)
+    writer.start()
+    output, errors = bytearray(), bytearray()
+    try:
+        for kind, data in frames_iter(file, tty=False):  # type: ignore[no-untyped-call]
+            out, err = demux_adaptor(kind, data)
+            output += out or b""
+            errors += err or b""
+    finally:
+        with contextlib.suppress(OSError):
+            raw.shutdown(socket.SHUT_RDWR)
+        writer.join(_JOIN)
+        raw.close()
+        file.close()
+    return bytes(output), bytes(errors)
+
+
+@contextlib.contextmanager
+def _removed_in_the_end(
+    client: docker.DockerClient, container: str, deadline: float
+) -> Iterator[threading.Event]:
+    """The container goes at the end of the block, or at the deadline, which sets the event."""
+    late = threading.Event()
+
+    def remove() -> None:
+        with contextlib.suppress(Exception):  # it removes itself as it ends
+            client.api.remove_container(container, force=True, v=True)
+
+    def expire() -> None:
+        late.set()
+        remove()
+
+    timer = threading.Timer(deadline, expire)
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+        timer.join()
+        remove()

@@ -1,0 +1,1 @@
+"""What works here, and what dead runs have left."""

@@ -1,0 +1,1 @@
+"""The user's models: made from checkpoints, kept, and removed."""

@@ -1,0 +1,36 @@
+"""Workers in containers of a daemon that shares no file system with us (`exec_channel`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from wuwan_runner.containers.exec_channel import Attachment, Errand, Link
+from wuwan_runner.pool.base import Staff
+from wuwan_runner.wire.address import namespace
+from wuwan_runner.wire.connection import Connection, ConnectionLostError
+
+
+class RemoteWorkers(Staff):
+    """See `Staff`."""
+
+    def acquire(self, slot: int) -> Connection:
+        """See `Staff.acquire`."""
+        return self._connection(slot, f"{namespace()}-{self._key}-{slot}", private=False)
+
+    def acquire_private(self) -> Connection:
+        """See `Staff.acquire_private`."""
+        name = f"{namespace()}-{self._key}-private-{os.urandom(4).hex()}"
+        return self._connection(0, name, private=True)
+
+    def _connection(self, slot: int, name: str, *, private: bool) -> Connection:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        timeouts = self._options.timeouts
+        errand = Errand(self._order(slot, private=private), self._key)
+        link = Link(theirs, Attachment(name, timeouts, errand), timeouts)
+        connection = Connection(ours, slot, private, timeouts, link)
+        # A start that has failed already says why when its end is read.
+        with contextlib.suppress(ConnectionLostError):
+            connection.greet(self._options)
+        return connection
