@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from wuwan_cli import measure
+from wuwan_cli.benchmark import measure
 from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:

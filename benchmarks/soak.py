@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wuwan_cli import measure
+from wuwan_cli.benchmark import measure
 from wuwan_runner.containers import boot_socket
 from wuwan_runner.options import Timeouts
 from wuwan_runner.pool import registry

@@ -1,1 +1,1 @@
-"""The command line: arguments, progress, tables, exit codes. One module a verb."""
+"""The command line: arguments, progress, tables, exit codes. `commands` has one module a verb."""

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """Where a verb is, and what it does, so that `wuwan --help` need not import it."""
-
-    module: str  # it has an `app`
-    summary: str
-
-
+# What each does, so that `wuwan --help` need not import it; its `app` is in `wuwan_cli.commands`.
 VERBS = {
-    "tag": Verb("wuwan_cli.tag", "Tag images with Chinese labels; one JSON object a line."),
-    "ps": Verb("wuwan_cli.ps", "List the workers that are up."),
-    "warm": Verb("wuwan_cli.warm", "Start a worker ahead of a run."),
-    "stop": Verb("wuwan_cli.stop", "End workers in good order."),
-    "logs": Verb("wuwan_cli.logs", "Show a worker's last log lines."),
-    "model": Verb("wuwan_cli.model", "List, add, verify and remove models."),
-    "labels": Verb("wuwan_cli.labels", "List and search the labels of a model."),
-    "image": Verb("wuwan_cli.image", "Build the container image."),
-    "bench": Verb("wuwan_cli.bench", "Measure speed and memory, and the distance to the limit."),
-    "doctor": Verb("wuwan_cli.doctor", "Say what works here, and what to do about the rest."),
+    "tag": "Tag images with Chinese labels; one JSON object a line.",
+    "ps": "List the workers that are up.",
+    "warm": "Start a worker ahead of a run.",
+    "stop": "End workers in good order.",
+    "logs": "Show a worker's last log lines.",
+    "model": "List, add, verify and remove models.",
+    "labels": "List and search the labels of a model.",
+    "image": "Build the container image.",
+    "bench": "Measure speed and memory, and the distance to the limit.",
+    "doctor": "Say what works here, and what to do about the rest.",
 }
 
 
@@ -46,7 +37,7 @@ class LazyGroup(TyperGroup):
         if cmd_name not in VERBS:
             return super().get_command(ctx, cmd_name)
         if cmd_name not in self.commands:
-            verb: typer.Typer = importlib.import_module(VERBS[cmd_name].module).app
+            verb: typer.Typer = importlib.import_module(f"wuwan_cli.commands.{cmd_name}").app
             self.commands[cmd_name] = typer.main.get_command(verb)
         return self.commands[cmd_name]
 
@@ -54,7 +45,7 @@ class LazyGroup(TyperGroup):
         """The part of `--help` that lists the verbs."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
+            formatter.write_dl(list(VERBS.items()))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As the base class, whose "Did you mean" looks at `commands` alone."""

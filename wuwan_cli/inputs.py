@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wuwan_cli import boundary
+from wuwan_cli.shell import boundary
 from wuwan_runner.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wuwan_cli import boundary
+from wuwan_cli.shell import boundary
 
 if TYPE_CHECKING:
-    from wuwan_cli.signals import Signals
+    from wuwan_cli.shell.signals import Signals
 
 
 def run() -> None:

@@ -310,7 +310,7 @@ def _as_nobody(check: Callable[[], None]) -> str:
 @pytest.mark.skipif(not ROOT, reason="only root can become another user")
 def test_a_sticky_directory(tmp_path: Path) -> None:
     """In a directory as /tmp somebody else's file cannot be replaced, though it may be written."""
-    from wuwan_cli import target
+    from wuwan_runner.outputs import target
 
     public = tmp_path / "public"
     public.mkdir()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_cli.lines import write_lines
+from wuwan_runner.outputs.lines import write_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +143,10 @@ def test_another_programs_short_lines_stay_whole(tmp_path: Path) -> None:
 def test_a_killed_run_frees_the_others(tmp_path: Path) -> None:
     """The lock ends with its holder, who may hang in a write to a reader that reads nothing."""
     reader, writer = os.pipe()
-    hung = "from wuwan_cli.lines import write_lines; write_lines(1, [b'x' * 200_000 + b'\\n'])"
+    hung = (
+        "from wuwan_runner.outputs.lines import write_lines\n"
+        "write_lines(1, [b'x' * 200_000 + b'\\n'])"
+    )
     with subprocess.Popen([sys.executable, "-c", hung], stdout=writer) as process:
         assert len(os.read(reader, 10)) == 10
         process.kill()

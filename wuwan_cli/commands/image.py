@@ -9,11 +9,11 @@ from typing import Annotated, Self
 
 import typer
 
-from wuwan_cli import common
-from wuwan_cli.boundary import printable
+from wuwan_cli import options as opts
+from wuwan_cli.shell.boundary import printable
 from wuwan_runner.bounds import one_of
 
-app = common.application(group=True)
+app = opts.application(group=True)
 
 
 def _variant(value: str) -> str:

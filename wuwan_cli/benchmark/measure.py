@@ -140,8 +140,8 @@ def start_up(arguments: Sequence[str], repeats: int) -> float:
 
 # What `wuwan tag` imports on the way to a warm worker.
 _IMPORTS = (
-    "import wuwan_cli.main, wuwan_cli.app, wuwan_cli.tag, wuwan_cli.inputs, wuwan_cli.output, "
-    "wuwan_cli.progress, wuwan_runner.tagger"
+    "import wuwan_cli.main, wuwan_cli.app, wuwan_cli.commands.tag, wuwan_cli.inputs, "
+    "wuwan_cli.screen.progress, wuwan_runner.outputs.file, wuwan_runner.tagger"
 )
 
 

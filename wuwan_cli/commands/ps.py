@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wuwan_cli import common
+from wuwan_cli import options as opts
 from wuwan_runner.options import Timeouts
 
 _WIDE = 200
@@ -16,7 +16,7 @@ _WIDE = 200
 if TYPE_CHECKING:
     from wuwan_runner.pool.registry import Member
 
-app = common.application()
+app = opts.application()
 
 
 @app.command()

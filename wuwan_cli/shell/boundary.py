@@ -10,7 +10,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from wuwan_cli.signals import Signals
+from wuwan_cli.shell.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable

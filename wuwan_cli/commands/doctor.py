@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wuwan_cli import common
+from wuwan_cli import options as opts
 from wuwan_runner.containers import boot_socket
 from wuwan_runner.errors import ExitCode
 from wuwan_worker.shared import dirs
@@ -15,7 +15,7 @@ from wuwan_worker.shared import dirs
 if TYPE_CHECKING:
     from wuwan_runner.doctor.checks import Check, Scope
 
-app = common.application()
+app = opts.application()
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -34,7 +34,7 @@ def doctor(
     ] = "",
 ) -> None:
     """Say what works here. Exit code 0 if at least one runner works, else 4."""
-    from wuwan_cli import boundary
+    from wuwan_cli.shell import boundary
     from wuwan_runner.doctor import checks
 
     scope = checks.Scope(
@@ -58,7 +58,7 @@ def doctor(
 
 
 def _clean(scope: Scope) -> None:
-    from wuwan_cli.boundary import say
+    from wuwan_cli.shell.boundary import say
     from wuwan_runner.doctor import checks, orphans
 
     for leftover in checks.all_leftovers(scope.timeouts):

@@ -6,8 +6,8 @@ import os
 import time
 from typing import Any, Self
 
-from wuwan_cli.boundary import say
-from wuwan_cli.progress import INTERVAL
+from wuwan_cli.screen.progress import INTERVAL
+from wuwan_cli.shell.boundary import say
 
 
 class Transfer:

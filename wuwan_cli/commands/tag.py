@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wuwan_cli import common
-from wuwan_cli.boundary import printable, say
-from wuwan_cli.progress import Mode
+from wuwan_cli import options as opts
+from wuwan_cli.screen.progress import Mode
+from wuwan_cli.shell.boundary import printable, say
 from wuwan_runner.errors import AbsentError, ExitCode
 from wuwan_runner.options import Selection, TagOptions, Timeouts
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wuwan_cli.inputs import Inputs
-    from wuwan_cli.signals import Signals
+    from wuwan_cli.shell.signals import Signals
     from wuwan_runner.inputs.survey import Survey
 
 _DEFAULTS = TagOptions()
 
-app = common.application()
+app = opts.application()
 
 
 @app.command(
@@ -64,20 +64,20 @@ def tag(
             help="Leave out labels under this, 0 to 1.",
         ),
     ] = _DEFAULTS.min_score,
-    level: common.Level = _DEFAULTS.level,
-    model: common.Model = _DEFAULTS.spec.model,
-    backend: common.Backend = _DEFAULTS.spec.backend,
-    runner: common.Runner = _DEFAULTS.runner,
-    gpus: common.Gpus = _DEFAULTS.spec.gpus,
-    workers: common.Workers = None,
+    level: opts.Level = _DEFAULTS.level,
+    model: opts.Model = _DEFAULTS.spec.model,
+    backend: opts.Backend = _DEFAULTS.spec.backend,
+    runner: opts.Runner = _DEFAULTS.runner,
+    gpus: opts.Gpus = _DEFAULTS.spec.gpus,
+    workers: opts.Workers = None,
     batch_size: Annotated[
         int,
         typer.Option(
             "--batch-size", metavar="N", help="Images in one message to a worker, 1 to 32."
         ),
     ] = _DEFAULTS.batch_size,
-    ttl: common.Ttl = _DEFAULTS.ttl,
-    max_cached: common.MaxCached = _DEFAULTS.max_cached,
+    ttl: opts.Ttl = _DEFAULTS.ttl,
+    max_cached: opts.MaxCached = _DEFAULTS.max_cached,
     files_from: Annotated[
         str | None,
         typer.Option(
@@ -145,15 +145,15 @@ def tag(
             help="How long a worker may be silent while it has work, before it is replaced.",
         ),
     ] = _DEFAULTS.timeouts.batch,
-    image: common.Image = _DEFAULTS.spec.image,
-    memory: common.Memory = _DEFAULTS.spec.memory,
-    channel: common.Channel = _DEFAULTS.channel,
+    image: opts.Image = _DEFAULTS.spec.image,
+    memory: opts.Memory = _DEFAULTS.spec.memory,
+    channel: opts.Channel = _DEFAULTS.channel,
 ) -> None:
     """Tag images with Chinese labels; one JSON object a line, in the order of the input."""
     from wuwan_cli.inputs import Inputs
 
     options = dataclasses.replace(
-        common.worker_options(
+        opts.worker_options(
             model=model,
             backend=backend,
             runner=runner,
@@ -201,12 +201,12 @@ def _run(
     allow_empty: bool,
 ) -> int:
     """Tag everything; the exit code."""
-    from wuwan_cli.output import ClosedPipe, is_stdout, opened, own_names
-    from wuwan_cli.progress import Progress, resolve
+    from wuwan_cli.screen.progress import Progress, resolve
     from wuwan_runner import Tagger
     from wuwan_runner.inputs.discover import discover
     from wuwan_runner.inputs.survey import Survey
     from wuwan_runner.models import store
+    from wuwan_runner.outputs.file import ClosedPipe, is_stdout, opened, own_names
 
     def countable() -> Iterator[Any] | None:
         paths = inputs.again()

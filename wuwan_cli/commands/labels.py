@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wuwan_cli import common
+from wuwan_cli import options as opts
 from wuwan_runner.errors import ModelError
 from wuwan_runner.models import store
 from wuwan_runner.options import TagOptions
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = TagOptions()
 
-app = common.application()
+app = opts.application()
 
 
 @app.command(
@@ -29,8 +29,8 @@ app = common.application()
     "for each of these ways."
 )
 def labels(
-    model: common.Model = _DEFAULTS.spec.model,
-    level: common.Level = _DEFAULTS.level,
+    model: opts.Model = _DEFAULTS.spec.model,
+    level: opts.Level = _DEFAULTS.level,
     grep: Annotated[
         str,
         typer.Option(

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wuwan_cli import common
+from wuwan_cli import options as opts
 from wuwan_runner.errors import UsageError
 from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wuwan_cli.measure_gpu import GpuFigures
+    from wuwan_cli.benchmark.measure_gpu import GpuFigures
 
 _DEFAULTS = TagOptions()
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
@@ -29,7 +29,7 @@ PLOTS = (".svg", ".png")
 _STAGE_PHOTOS = 64
 _FIRSTS = 5  # runs for the time to the first record
 
-app = common.application()
+app = opts.application()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +73,10 @@ def bench(
         int, typer.Option("--images", min=100, help="Images in one throughput run.")
     ] = 2000,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs for each figure.")] = 5,
-    runner: common.Runner = "local",
-    model: common.Model = _DEFAULTS.spec.model,
-    backend: common.Backend = _DEFAULTS.spec.backend,
-    image: common.Image = _DEFAULTS.spec.image,
+    runner: opts.Runner = "local",
+    model: opts.Model = _DEFAULTS.spec.model,
+    backend: opts.Backend = _DEFAULTS.spec.backend,
+    image: opts.Image = _DEFAULTS.spec.image,
     sizes: Annotated[
         bool,
         typer.Option(
@@ -95,8 +95,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure cold and warm start, throughput and its limit, by running the real program."""
-    from wuwan_cli import measure
-    from wuwan_cli.boundary import say
+    from wuwan_cli.benchmark import measure
+    from wuwan_cli.shell.boundary import say
 
     if runner == "auto":
         raise UsageError("--runner auto: name the runner to measure", hint="local or docker")
@@ -156,7 +156,7 @@ def _generated(scratch: Path) -> list[str]:
 def _measure(
     photos: Sequence[str], images: int, repeats: int, runner: str, spec: WorkerSpec, say: Any
 ) -> Report:
-    from wuwan_cli import measure, measure_gpu
+    from wuwan_cli.benchmark import measure, measure_gpu
     from wuwan_runner.pool import registry
 
     common_options = ["--runner", runner, "--quiet", "--model", spec.model]
@@ -227,7 +227,7 @@ def _limit(decode: float, infer: float, on_gpu: bool) -> float:
 def _sizes(
     photos: Sequence[str], wanted: Sequence[int], spec: WorkerSpec, scratch: Path, say: Any
 ) -> list[dict[str, float]]:
-    from wuwan_cli import measure
+    from wuwan_cli.benchmark import measure
 
     rows = []
     measure.stop_all()

@@ -10,9 +10,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from wuwan_cli.lines import write, write_lines
-from wuwan_cli.target import PARTIAL, OutputError, check, is_partial, require_records
 from wuwan_runner.errors import LockedError, UsageError
+from wuwan_runner.outputs.lines import write, write_lines
+from wuwan_runner.outputs.target import PARTIAL, OutputError, check, is_partial, require_records
 from wuwan_runner.records import VERSION, path_fields
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wuwan_cli import measure
+from wuwan_cli.benchmark import measure
 from wuwan_runner.errors import WuwanError
 from wuwan_runner.options import Timeouts
 from wuwan_runner.pool import registry

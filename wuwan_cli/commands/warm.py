@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import typer
 
-from wuwan_cli import common
+from wuwan_cli import options as opts
 from wuwan_runner.options import TagOptions
 
 _DEFAULTS = TagOptions()
 
-app = common.application()
+app = opts.application()
 
 
 @app.command()
 def warm(
-    model: common.Model = _DEFAULTS.spec.model,
-    backend: common.Backend = _DEFAULTS.spec.backend,
-    runner: common.Runner = _DEFAULTS.runner,
-    gpus: common.Gpus = _DEFAULTS.spec.gpus,
-    workers: common.Workers = None,
-    ttl: common.Ttl = _DEFAULTS.ttl,
-    max_cached: common.MaxCached = _DEFAULTS.max_cached,
-    image: common.Image = _DEFAULTS.spec.image,
-    memory: common.Memory = _DEFAULTS.spec.memory,
-    channel: common.Channel = _DEFAULTS.channel,
+    model: opts.Model = _DEFAULTS.spec.model,
+    backend: opts.Backend = _DEFAULTS.spec.backend,
+    runner: opts.Runner = _DEFAULTS.runner,
+    gpus: opts.Gpus = _DEFAULTS.spec.gpus,
+    workers: opts.Workers = None,
+    ttl: opts.Ttl = _DEFAULTS.ttl,
+    max_cached: opts.MaxCached = _DEFAULTS.max_cached,
+    image: opts.Image = _DEFAULTS.spec.image,
+    memory: opts.Memory = _DEFAULTS.spec.memory,
+    channel: opts.Channel = _DEFAULTS.channel,
 ) -> None:
     """Start what `wuwan tag` with the same options would, and return when it is ready."""
-    from wuwan_cli.boundary import say
+    from wuwan_cli.shell.boundary import say
     from wuwan_runner import Tagger
 
-    options = common.worker_options(
+    options = opts.worker_options(
         model=model,
         backend=backend,
         runner=runner,

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from wuwan_cli import common
+from wuwan_cli import options as opts
 from wuwan_runner.errors import EngineError
 from wuwan_runner.options import Timeouts
 
-app = common.application()
+app = opts.application()
 
 
 @app.command()

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from wuwan_cli import common
+from wuwan_cli import options as opts
 from wuwan_runner import bounds
 from wuwan_runner.errors import UsageError
 from wuwan_runner.options import MAX_TIMEOUT, Timeouts
 
-app = common.application()
+app = opts.application()
 
 
 @app.command()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wuwan_cli import common
-from wuwan_cli.boundary import say
+from wuwan_cli import options as opts
+from wuwan_cli.shell.boundary import say
 from wuwan_runner import bounds
 from wuwan_runner.errors import ModelError, UsageError
 from wuwan_runner.models import conversion, general_zh, label_files, modelscope, store
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("softmax", "sigmoid")
 _KNOWN = "`wuwan model list` shows what there is"
 
-app = common.application(group=True)
+app = opts.application(group=True)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Name = Annotated[
@@ -141,7 +141,7 @@ def add(
             help="sigmoid where several labels are true of one image.",
         ),
     ] = ACTIVATIONS[0],
-    runner: common.Runner = "auto",
+    runner: opts.Runner = "auto",
     image: Image = "",
 ) -> None:
     """Add a model from a checkpoint: general-zh --from DIRECTORY, or any classifier of timm's.
@@ -179,14 +179,14 @@ def pull(
     endpoint: Annotated[
         str, typer.Option("--endpoint", metavar="URL", help="Another ModelScope hub.")
     ] = "",
-    runner: common.Runner = "auto",
+    runner: opts.Runner = "auto",
     image: Image = "",
 ) -> None:
     """Download general-zh (about 600 MB) from ModelScope, and add it.
 
     What is interrupted goes on where it was when the command is run again.
     """
-    from wuwan_cli.transfer import Transfer
+    from wuwan_cli.screen.transfer import Transfer
 
     if name != general_zh.NAME:
         known = general_zh.NAME

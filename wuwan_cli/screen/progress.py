@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from wuwan_cli.boundary import printable, say
+from wuwan_cli.shell.boundary import printable, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -1,0 +1,1 @@
+"""What `wuwan bench` measures."""

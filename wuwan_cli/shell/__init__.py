@@ -1,0 +1,1 @@
+"""Towards the shell: exit codes and signals."""
