@@ -29,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--top-k must be at least 1")
     # The libraries load after the arguments are known to be right.
     try:
-        from wuwan_worker import backends, bundle, cores, decode, labels
+        from wuwan_worker import backends, cores
+        from wuwan_worker.decoding import decode
         from wuwan_worker.ranking import Ranking, excludes
+        from wuwan_worker.shared import bundle, labels
     except ImportError as error:
         return _fail(f"the package {error.name} is not installed; pip install 'wuwan[cpu]'")
     try:

@@ -237,6 +237,6 @@ def test_another_users_runtime_directory(machine: Machine) -> None:
     machine.attack("mkdir -m 777 $OURS.runtime")
     script = (
         "import os; os.environ['XDG_RUNTIME_DIR'] = os.environ['TMPDIR'] + '/wuwan-12346.runtime'\n"
-        "from wuwan_runner import leftovers; print(leftovers.boot_base())"
+        "from wuwan_runner.containers import boot_socket; print(boot_socket.base())"
     )
     assert machine.victim("-c", script).stdout == f"{machine.shared}\n"

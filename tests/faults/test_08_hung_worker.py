@@ -82,7 +82,8 @@ def test_warm_worker_that_does_not_even_greet(
 _TWO_FIRST_INFERENCES = """
 import os, sys, threading
 import numpy as np
-from wuwan_worker import backends, bundle, labels
+from wuwan_worker import backends
+from wuwan_worker.shared import bundle, labels
 model = bundle.load(bundle.find("imagenet-zh"))
 backend = backends.load("openvino", model, labels.read(model), device="cpu", threads=2)
 pixels = np.zeros((1, model.input.size, model.input.size, 3), np.uint8)

@@ -133,11 +133,11 @@ def test_two_adds_of_one_name(download: Path, data_home: Path) -> None:
 def test_a_killed_run_leaves_a_staging_directory_only(download: Path, data_home: Path) -> None:
     """`kill -9` in the midst: no bundle is found, doctor finds the rest, the next add takes it."""
     code = (
-        "import os, sys, time, pathlib; from wuwan_runner import general_zh, models\n"
+        "import os, sys, time, pathlib; from wuwan_runner.models import general_zh, store\n"
         "def hang(_, directory):\n"
         "    (directory / 'half').write_text('x'); (directory / 'sub').mkdir()\n"
         "    print('inside', flush=True); time.sleep(60)\n"
-        "models.add(general_zh.source('mine', pathlib.Path(sys.argv[1]), print), hang)\n"
+        "store.add(general_zh.source('mine', pathlib.Path(sys.argv[1]), print), hang)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(download)], stdout=subprocess.PIPE, text=True

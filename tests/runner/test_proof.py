@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "\0wuwan/1000/key/0"
-ASK = f"from wuwan_runner import proof; print(proof.token({NAME!r}))"
+ASK = f"from wuwan_runner.wire import proof; print(proof.token({NAME!r}))"
 
 
 @pytest.fixture

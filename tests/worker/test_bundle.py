@@ -197,7 +197,7 @@ def test_reading_a_bundle_loads_no_library() -> None:
     """The client side reads bundles and speaks the protocol without numpy, Pillow or OpenVINO."""
     program = (
         "import sys\n"
-        "from wuwan_worker import bundle, protocol\n"
+        "from wuwan_worker.shared import bundle, protocol\n"
         "bundle.load(bundle.find('imagenet-zh'))\n"
         "print(*{'numpy', 'PIL', 'openvino', 'torch'} & set(sys.modules))\n"
     )

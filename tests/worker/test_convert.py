@@ -235,7 +235,7 @@ def test_memory_stays_under_one_and_a_half_times_the_weights(tmp_path: Path) -> 
     torch.save(timm.create_model(ARCHITECTURE, num_classes=20_000).state_dict(), tmp_path / "w.pt")
     program = (
         "import sys, timm, torch, onnx, safetensors.torch\n"
-        "from wuwan_worker import convert, onnx_graph\n"
+        "from wuwan_worker.conversion import convert, onnx_graph\n"
         "def peak():\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return next(int(l.split()[1]) for l in lines if l.startswith('VmHWM')) * 1024\n"

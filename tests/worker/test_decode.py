@@ -159,7 +159,8 @@ def test_formats_are_known_without_any_other_plugin() -> None:
     content = _saved(Image.new("RGB", (9, 9)), "PNG")
     program = (
         "import sys, os\n"
-        "from wuwan_worker import bundle, decode\n"
+        "from wuwan_worker.decoding import decode\n"
+        "from wuwan_worker.shared import bundle\n"
         "fd = os.memfd_create('x'); os.write(fd, sys.stdin.buffer.read())\n"
         "spec = bundle.load(bundle.find('imagenet-zh')).input\n"
         "print(decode.decode(fd, spec).width, 'PIL.EpsImagePlugin' in sys.modules)\n"
@@ -178,7 +179,8 @@ def test_formats_are_known_without_any_other_plugin() -> None:
 
 _FRESH = """
 import sys
-from wuwan_worker import bundle, decode
+from wuwan_worker.decoding import decode
+from wuwan_worker.shared import bundle
 image = decode.decode(sys.stdin.fileno(), bundle.load(bundle.find("imagenet-zh")).input)
 print(image.width, image.height)
 """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from conftest import Client
 
 PACKAGES = Path(wuwan_worker.__file__).parents[1]
-ASK = "import os; from wuwan_worker import peers; print(peers.ambiguous(os.getuid()))"
+ASK = "import os; from wuwan_worker.shared import peers; print(peers.ambiguous(os.getuid()))"
 TOKEN = "secret"  # noqa: S105  # a test's
 root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 

@@ -185,7 +185,8 @@ def test_a_start_imports_no_compiler(model: bundle.Bundle) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "import numpy as np\n"
-        "from wuwan_worker import backends, bundle, labels\n"
+        "from wuwan_worker import backends\n"
+        "from wuwan_worker.shared import bundle, labels\n"
         "model = bundle.load(Path(sys.argv[1]))\n"
         "backend = backends.load('torch', model, labels.read(model), device='cpu', threads=1)\n"
         "backend.infer(np.zeros((2, 224, 224, 3), np.uint8), ['coarse'])\n"
@@ -295,7 +296,8 @@ def test_torch_and_openvino_agree_on_photos(tmp_path: Path) -> None:
 _PEAK = """
 import sys
 from pathlib import Path
-from wuwan_worker import backends, bundle, labels
+from wuwan_worker import backends
+from wuwan_worker.shared import bundle, labels
 from wuwan_worker.backends import openvino, pytorch, weights
 from wuwan_worker.backends.torch.networks import network
 import torch
