@@ -4,7 +4,7 @@ TIFF is a box of building blocks, and Pillow misreads some of what is built of t
 planes, white that is zero, floats of the other byte order, colour maps of 8 bits, BigTIFF of the
 other byte order, a first page that is a thumbnail. So the directory of the main page is read here,
 and a plain one of what matters is written behind the file's data: Pillow and libtiff see that one.
-`tests/worker/test_kinds.py` compares every kind with other readers.
+`tests/worker/decoding/test_kinds.py` compares every kind with other readers.
 """
 
 from __future__ import annotations

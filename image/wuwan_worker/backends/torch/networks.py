@@ -2,7 +2,7 @@
 
 torch's compiler is imported by two modules that no classifier uses (torchvision's regions of
 interest, one of timm's transformers) and by the random numbers of weights that are thrown away: 1.8
-of timm's 2.4 s and 140 MiB at each start. `tests/worker/test_torch.py` holds it to that.
+of timm's 2.4 s and 140 MiB at each start. `tests/worker/backends/test_torch.py` holds it to that.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 pillow_heif.register_heif_opener()  # to write such files
 
 SPEC = bundle.load(bundle.find("imagenet-zh")).input
-PHOTO = Path(__file__).parents[2] / "examples/photos/coffee.png"  # 600 x 400
+PHOTO = Path(__file__).parents[3] / "examples/photos/coffee.png"  # 600 x 400
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 92}),
     "progressive jpeg": ("JPEG", {"quality": 92, "progressive": True}),

@@ -21,8 +21,8 @@ from wuwan_runner.worker import Order
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FAULT_WORKER = Path(__file__).parents[1] / "faults/fault_worker"
-EMBEDDED = Path(__file__).parents[2] / "image/wuwan_worker/bundles/imagenet-zh"
+FAULT_WORKER = Path(__file__).parents[2] / "faults/fault_worker"
+EMBEDDED = Path(__file__).parents[3] / "image/wuwan_worker/bundles/imagenet-zh"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Every sub-kind of every format: our network's input against the truth, and against peers.
 
-`python -m tests.worker.kinds.table` prints the table. docs/formats.md says in words what it holds.
+`python -m tests.worker.decoding.kinds.table` prints the table. docs/formats.md says what it holds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from tests.worker.kinds import table
+from tests.worker.decoding.kinds import table
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:PIL"),

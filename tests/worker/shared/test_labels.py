@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.worker.test_bundle import MANIFEST
+from tests.worker.shared.test_bundle import MANIFEST
 from wuwan_worker.ranking import GroupSum, Ranking
 from wuwan_worker.shared import bundle, labels
 from wuwan_worker.shared.bundle import BundleError

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.models.conftest import write_checkpoint
-from tests.models.hub import Hub, serving
+from tests.runner.models.conftest import write_checkpoint
+from tests.runner.models.hub import Hub, serving
 from wuwan_worker.shared import bundle
 
 

@@ -14,9 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.worker.kinds import gif, heif, jpeg, png, tiff
-from tests.worker.kinds.base import HEIGHT, SPEC, WIDTH, distance, grey, palette, rgb, saved, seen
-from tests.worker.kinds.bmp import built as built_bmp
+from tests.worker.decoding.kinds import gif, heif, jpeg, png, tiff
+from tests.worker.decoding.kinds.base import (
+    HEIGHT,
+    SPEC,
+    WIDTH,
+    distance,
+    grey,
+    palette,
+    rgb,
+    saved,
+    seen,
+)
+from tests.worker.decoding.kinds.bmp import built as built_bmp
 from wuwan_worker.decoding import coded, decode
 from wuwan_worker.decoding.decode import ItemError
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode

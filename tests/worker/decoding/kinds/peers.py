@@ -9,7 +9,7 @@ import numpy as np
 import pyvips
 import tifffile
 
-from tests.worker.kinds.base import over_white, turned
+from tests.worker.decoding.kinds.base import over_white, turned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

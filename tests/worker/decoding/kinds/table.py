@@ -1,6 +1,6 @@
 """Every kind of file against the truth and against other readers, as a table.
 
-python -m tests.worker.kinds.table [BEGINNING-OF-NAME]
+python -m tests.worker.decoding.kinds.table [BEGINNING-OF-NAME]
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.worker.kinds import bmp, gif, heif, jpeg, peers, png, tiff
-from tests.worker.kinds.base import SPEC, distance, seen
+from tests.worker.decoding.kinds import bmp, gif, heif, jpeg, peers, png, tiff
+from tests.worker.decoding.kinds.base import SPEC, distance, seen
 from wuwan_worker.decoding import decode
 from wuwan_worker.decoding.decode import ItemError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tests.worker.kinds.base import Kind
+    from tests.worker.decoding.kinds.base import Kind
 
 FORMATS: Mapping[str, Callable[[], Iterable[Kind]]] = {
     "tiff": tiff.kinds,

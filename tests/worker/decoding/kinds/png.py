@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tests.worker.kinds.base import (
+from tests.worker.decoding.kinds.base import (
     HEIGHT,
     WIDTH,
     Kind,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.models.hub import Hub, serving
+from tests.runner.models.hub import Hub, serving
 from wuwan_runner.errors import LockedError, ModelError, UsageError
 from wuwan_runner.models import modelscope
 from wuwan_runner.models.general_zh import MODELSCOPE_ID

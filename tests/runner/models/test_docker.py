@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.models.conftest import FAKE, write_checkpoint
+from tests.runner.models.conftest import FAKE, write_checkpoint
 from wuwan_runner.containers import container, images, model_mount
 from wuwan_runner.errors import EngineError, ModelError
 from wuwan_runner.launchers.docker import DockerLauncher

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.conftest import write_checkpoint
+from tests.runner.models.conftest import write_checkpoint
 from wuwan_runner.doctor import checks, orphans
 from wuwan_runner.errors import EngineError, LockedError, ModelError, UsageError
 from wuwan_runner.models import conversion, general_zh, store

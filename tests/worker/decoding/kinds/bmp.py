@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.worker.kinds.base import HEIGHT, WIDTH, Kind, alpha, faded, palette, rgb
+from tests.worker.decoding.kinds.base import HEIGHT, WIDTH, Kind, alpha, faded, palette, rgb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

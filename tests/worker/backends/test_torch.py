@@ -17,7 +17,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed")
 
 from wuwan_worker import backends  # noqa: E402
-from wuwan_worker.backends.openvino.backend import backend as openvino  # noqa: E402
+from wuwan_worker.backends.openvino import backend as openvino  # noqa: E402
 from wuwan_worker.backends.torch import backend as pytorch  # noqa: E402
 from wuwan_worker.backends.torch.networks import network  # noqa: E402
 from wuwan_worker.backends.torch.weights import Block  # noqa: E402
@@ -298,7 +298,8 @@ import sys
 from pathlib import Path
 from wuwan_worker import backends
 from wuwan_worker.shared import bundle, labels
-from wuwan_worker.backends import openvino, pytorch, weights
+from wuwan_worker.backends.openvino import backend as openvino
+from wuwan_worker.backends.torch import backend as pytorch, weights
 from wuwan_worker.backends.torch.networks import network
 import torch
 

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tests.worker.kinds.base import (
+from tests.worker.decoding.kinds.base import (
     HEIGHT,
     WIDTH,
     Kind,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.runner.fake_worker import World
+from tests.runner.run.fake_worker import World
 from wuwan_runner.errors import EngineError
 from wuwan_runner.inputs.discover import Found
 from wuwan_runner.options import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.runner.fake_worker import welcome
+from tests.runner.run.fake_worker import welcome
 from wuwan_runner.options import TagOptions, Timeouts
 from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
 from wuwan_worker.shared import protocol

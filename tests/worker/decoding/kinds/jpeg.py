@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from tests.worker.kinds.base import HEIGHT, WIDTH, Kind, grey, grey_rgb, rgb, saved, turned
+from tests.worker.decoding.kinds.base import HEIGHT, WIDTH, Kind, grey, grey_rgb, rgb, saved, turned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -147,7 +147,7 @@ def test_what_is_asked_for_by_name_is_had_or_an_error(
 
 def test_a_model_without_weights_for_gpus(tmp_path: Path) -> None:
     """Is told before anything is started; one that has them gets its GPU."""
-    embedded = Path(__file__).parents[2] / "image/wuwan_worker/bundles/imagenet-zh/bundle.toml"
+    embedded = Path(__file__).parents[3] / "image/wuwan_worker/bundles/imagenet-zh/bundle.toml"
     manifest = embedded.read_text()
     for backend in ("openvino", "torch"):
         (tmp_path / backend).mkdir()

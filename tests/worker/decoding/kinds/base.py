@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SPEC = bundle.load(bundle.find("imagenet-zh")).input
 WIDTH, HEIGHT = 240, 160
-PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
+PHOTOS = Path(__file__).parents[4] / "examples" / "photos"
 
 
 @dataclass(frozen=True, slots=True)
