@@ -10,7 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wuwan_runner.errors import EngineError, ExitCode, LockedError, UsageError, WuwanError
+    from wuwan_runner.errors import (
+        ExitCode,
+        LockedError,
+        UsageError,
+        WorkerUnavailableError,
+        WuwanError,
+    )
     from wuwan_runner.inputs.survey import Survey
     from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
     from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Selection": "options",
-    "EngineError": "errors",
+    "WorkerUnavailableError": "errors",
     "ExitCode": "errors",
     "LockedError": "errors",
     "UsageError": "errors",
@@ -35,7 +41,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "EngineError",
     "ExitCode",
     "ItemFailure",
     "ItemWarning",
@@ -49,6 +54,7 @@ __all__ = [
     "Timeouts",
     "UsageError",
     "WorkerSpec",
+    "WorkerUnavailableError",
     "WuwanError",
 ]
 

@@ -12,7 +12,7 @@ class ExitCode(enum.IntEnum):
     FATAL = 1
     USAGE = 2
     PARTIAL = 3  # finished, some images have an error record
-    ENGINE = 4  # no worker could be had: Docker, the image, a GPU, the model
+    UNAVAILABLE = 4  # no worker could be had: Docker, the image, a GPU, the model
     LOCKED = 5  # another run holds the output
     ABSENT = 6  # a directory that was named gave nothing, and the output was kept
     INTERRUPTED = 130
@@ -58,21 +58,21 @@ class OptionError(UsageError):
         return f"{name} {self._must}"
 
 
-class EngineError(WuwanError):
+class WorkerUnavailableError(WuwanError):
     """No worker can be had, or none that lives."""
 
-    exit_code = ExitCode.ENGINE
+    exit_code = ExitCode.UNAVAILABLE
 
 
 class ModelError(WuwanError):
     """A model cannot be had or made; or one that is there is not as it should be."""
 
 
-class EndedByHandError(EngineError):
+class EndedByHandError(WorkerUnavailableError):
     """Somebody ended the worker while it was starting; another one can be started."""
 
 
-class NoSharedFilesError(EngineError):
+class NoSharedFilesError(WorkerUnavailableError):
     """Descriptors cannot be passed to the daemon's containers; the exec channel still can."""
 
 

@@ -101,7 +101,7 @@ class Tagger:
             survey: is told what directories hold besides images, and which of them gave none.
 
         Raises:
-            EngineError: if no worker can be had, or none that lives.
+            WorkerUnavailableError: if no worker can be had, or none that lives.
             UsageError: if the options do not make sense.
         """
         if isinstance(paths, str | os.PathLike):
@@ -115,7 +115,7 @@ class Tagger:
         """Start the workers that a run would use, and return when their models are loaded.
 
         Raises:
-            EngineError: if they cannot be had.
+            WorkerUnavailableError: if they cannot be had.
         """
         return Dispatch(iter(()), self._staff, self._options).warm()
 

@@ -12,7 +12,7 @@ import pytest
 
 from wuwan_runner import Tagger, TagOptions
 from wuwan_runner.containers import daemon
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.launchers import docker as docker_launcher
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
@@ -92,7 +92,7 @@ def test_never_becomes_ready(
         max_restarts=1,
     )
     started = time.monotonic()
-    with Tagger(options) as tagger, pytest.raises(EngineError) as caught:
+    with Tagger(options) as tagger, pytest.raises(WorkerUnavailableError) as caught:
         list(tagger.tag([album.root]))
     assert time.monotonic() - started < 25
     if what == "never-a-worker" and channel == "socket":

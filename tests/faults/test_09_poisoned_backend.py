@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wuwan_runner import Tagger, TagOptions
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 
 CAUSE = "an illegal memory access"
 
@@ -60,7 +60,7 @@ def test_run_that_makes_no_progress_ends(tools: Any, faulty_local: Any) -> None:
     """If every worker is poisoned from the start, a budget of restarts ends the run."""
     faulty_local(WUWAN_FAULT_INFER_AFTER="0")
     options = TagOptions(runner="local", ttl=1, max_restarts=3)
-    with Tagger(options) as tagger, pytest.raises(EngineError, match=CAUSE) as caught:
+    with Tagger(options) as tagger, pytest.raises(WorkerUnavailableError, match=CAUSE) as caught:
         list(tagger.tag([tools.album(8).root]))
     assert caught.value.hint
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults.support import place_of, status_of, wait_until_ready
-from wuwan_runner import EngineError, Tagger, TagOptions, WorkerSpec
+from wuwan_runner import Tagger, TagOptions, WorkerSpec, WorkerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ def _failing(options: TagOptions, paths: list[str]) -> None:
     spec = WorkerSpec(model="nothing", image=options.spec.image)
     with (
         Tagger(TagOptions(spec=spec, runner=options.runner, channel=options.channel)) as tagger,
-        pytest.raises(EngineError),
+        pytest.raises(WorkerUnavailableError),
     ):
         list(tagger.tag(paths))
 

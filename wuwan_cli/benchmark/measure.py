@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from wuwan_runner import launchers
 from wuwan_runner.containers import daemon, images, model_mount
 from wuwan_runner.containers.program import Program, run
-from wuwan_runner.errors import EngineError, WuwanError
+from wuwan_runner.errors import WorkerUnavailableError, WuwanError
 from wuwan_runner.gpus import placement
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.pool import registry
@@ -163,7 +163,7 @@ def stages(
     """What `wuwan_worker.programs.stages` says of these photos, in the environment of that runner.
 
     Raises:
-        EngineError: if it cannot be run there.
+        WorkerUnavailableError: if it cannot be run there.
     """
     stream = bytearray()
     for photo in photos:
@@ -187,7 +187,7 @@ def stages(
     except ValueError:
         lines = errors.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else "it ended without a word"
-        raise EngineError(f"the stages cannot be measured: {reason}") from None
+        raise WorkerUnavailableError(f"the stages cannot be measured: {reason}") from None
     return found
 
 
@@ -213,7 +213,7 @@ def _in_container(
         )
         done = run(client, program, deadline=_TIMEOUT)
     if done is None:
-        raise EngineError(f"the stages were not done within {_TIMEOUT:.0f} s")
+        raise WorkerUnavailableError(f"the stages were not done within {_TIMEOUT:.0f} s")
     return done.output, done.errors
 
 
@@ -223,7 +223,7 @@ def stub_worker(spec: WorkerSpec) -> Iterator[None]:
     place = Address(launchers.get("local").key(spec), "0")
     listener = address.listen(place)
     if listener is None:
-        raise EngineError(f"the name {place.name[1:]} is taken")
+        raise WorkerUnavailableError(f"the name {place.name[1:]} is taken")
     with listener:
         process = subprocess.Popen(
             [sys.executable, "-m", STUB, f"--listen-fd={listener.fileno()}"],

@@ -54,7 +54,7 @@ def doctor(
         typer.echo(_json(found, runners))
     else:
         _print(found, runners)
-    raise typer.Exit(int(ExitCode.OK if any(runners.values()) else ExitCode.ENGINE))
+    raise typer.Exit(int(ExitCode.OK if any(runners.values()) else ExitCode.UNAVAILABLE))
 
 
 def _clean(scope: Scope) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from wuwan_cli import options as opts
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.options import Timeouts
 
 app = opts.application()
@@ -30,6 +30,6 @@ def logs(
             for line in connection.logs():
                 typer.echo(line)
     except NoAnswerError as error:
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"worker {member.name} does not answer: {error}", hint=f"docker logs {member.name}"
         ) from None

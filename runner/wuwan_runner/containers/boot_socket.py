@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wuwan_runner.containers.endings import half_start
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_worker.shared import private_dir, protocol
 from wuwan_worker.shared.private_dir import PrivateDir
 
@@ -38,14 +38,16 @@ def base() -> Path:
     """The first of them in which our directory stays ours.
 
     Raises:
-        EngineError: if there is none.
+        WorkerUnavailableError: if there is none.
     """
     candidates = bases()
     for candidate in candidates:
         if not private_dir.exposed(candidate):
             return candidate
     tried = "; ".join(map(private_dir.exposed, candidates))
-    raise EngineError(f"no directory for a socket: {tried}", hint="set TMPDIR to another one")
+    raise WorkerUnavailableError(
+        f"no directory for a socket: {tried}", hint="set TMPDIR to another one"
+    )
 
 
 @contextlib.contextmanager
@@ -80,13 +82,14 @@ def hand_over(
     """Wait for the container's worker and give it the listening socket.
 
     Raises:
-        EngineError: if the container ends first, or the deadline passes, or the run is cancelled.
+        WorkerUnavailableError: if the container ends first, or the deadline passes, or the run is
+            cancelled.
     """
     started = time.monotonic()
     deadline = started + timeout
     while not select.select([boot], [], [], 0.05)[0]:
         if cancelled.is_set():
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"the container's worker was not up after {time.monotonic() - started:.0f} s\n"
                 f"{log.text()}".rstrip(),
                 hint="is the image from this version? `wuwan image build` makes it anew",
@@ -94,7 +97,7 @@ def hand_over(
         if log.over:
             raise half_start(post_mortem().with_log(log.text()))
         if time.monotonic() > deadline:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"the container's worker did not come up within {timeout:.0f} s\n{log.text()}",
                 hint="a daemon that does not share this machine's file system cannot be used",
             )

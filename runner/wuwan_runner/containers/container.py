@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.containers import daemon, images, model_mount
 from wuwan_runner.containers.boot_socket import TARGET
-from wuwan_runner.errors import EngineError, NoSharedFilesError
+from wuwan_runner.errors import NoSharedFilesError, WorkerUnavailableError
 from wuwan_runner.gpus import placement
 from wuwan_runner.wire import address
 
@@ -89,7 +89,7 @@ def create(
         boot: the socket that it gets as a mount, if any.
 
     Raises:
-        EngineError: if it cannot have the model or the GPUs.
+        WorkerUnavailableError: if it cannot have the model or the GPUs.
         NoSharedFilesError: if the daemon does not see this machine's files.
     """
     import docker.errors
@@ -141,7 +141,7 @@ def create(
     except docker.errors.APIError as error:
         if "bind source path does not exist" in str(error):
             if boot is None:
-                raise EngineError(
+                raise WorkerUnavailableError(
                     f"the Docker daemon does not see the directory of the model {spec.model}",
                     hint=f"wuwan image build --model {spec.model}",
                 ) from None
@@ -154,7 +154,10 @@ def create(
 
 
 def remove(name: str, timeouts: Timeouts) -> None:
-    """Remove a container, whatever it is doing. Raises EngineError if that cannot be done."""
+    """Remove a container, whatever it is doing.
+
+    Raises WorkerUnavailableError if that cannot be done.
+    """
     import docker.errors
 
     try:
@@ -169,7 +172,7 @@ def remove(name: str, timeouts: Timeouts) -> None:
             except docker.errors.APIError as error:
                 if error.status_code != 409:  # 409: its removal is under way already
                     raise
-    except EngineError as error:
-        raise EngineError(
+    except WorkerUnavailableError as error:
+        raise WorkerUnavailableError(
             f"container {name} hangs and cannot be removed: {error}", hint=f"docker rm -f {name}"
         ) from None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
     """A client of the daemon that DOCKER_HOST names; each call has `timeout` seconds.
 
     Raises:
-        EngineError: if no daemon answers. Errors of calls inside are translated, too.
+        WorkerUnavailableError: if no daemon answers. Errors of calls inside are translated, too.
     """
     import docker
     import docker.errors
@@ -48,16 +48,16 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
     try:
         yield client
     except docker.errors.ImageNotFound as error:
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"the container image is not there: {explanation(error)}",
             hint="wuwan image build",
         ) from None
     except docker.errors.APIError as error:
         text = explanation(error)
         hint = _GPU_HINT if _GPU_ERROR.search(text) else ""
-        raise EngineError(f"Docker refused: {text}", hint=hint) from None
+        raise WorkerUnavailableError(f"Docker refused: {text}", hint=hint) from None
     except requests.exceptions.Timeout:
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"the Docker daemon did not answer within {timeout:.0f} s",
             hint="is the machine overloaded? try `docker info`, and restart the daemon if it hangs",
         ) from None
@@ -82,16 +82,16 @@ def hang_up(stream: Any) -> None:
         stream._response.close()  # noqa: SLF001
 
 
-def unreachable(error: Exception) -> EngineError:
+def unreachable(error: Exception) -> WorkerUnavailableError:
     """The error for a daemon that does not answer."""
     text = str(error)
     if "Permission denied" in text:
-        return EngineError(
+        return WorkerUnavailableError(
             "no permission to speak to the Docker daemon",
             hint="add yourself to the group `docker` and log in again, or use --runner local",
         )
     where = os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET
-    return EngineError(
+    return WorkerUnavailableError(
         f"no Docker daemon answers at {where}",
         hint="start it (`systemctl start docker`), set DOCKER_HOST, or use --runner local",
     )

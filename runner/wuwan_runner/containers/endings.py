@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.containers import daemon
-from wuwan_runner.errors import EndedByHandError, EngineError
+from wuwan_runner.errors import EndedByHandError, WorkerUnavailableError
 from wuwan_runner.worker import Ending
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ def post_mortem(client: docker.DockerClient, name: str) -> Ending:
     return Ending(f"exit code {code}", in_order=code == "0")
 
 
-def half_start(ending: Ending) -> EngineError:
+def half_start(ending: Ending) -> WorkerUnavailableError:
     """The error for a container that has ended before its worker was up."""
     if ending.by_hand:
         return EndedByHandError(f"the container was {ending}")
-    return EngineError(
+    return WorkerUnavailableError(
         f"the container ended before its worker was up: {ending}".removesuffix(": "),
         hint="is the image from this version? `wuwan image build` makes it anew",
     )

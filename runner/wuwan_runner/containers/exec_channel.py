@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.containers import container, daemon, endings
 from wuwan_runner.containers.endings import LogTail
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.wire import stream
 from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
 from wuwan_runner.worker import Ending
@@ -42,7 +42,7 @@ _AGAIN = 0.1
 _JOIN = 5.0
 
 
-class NoContainerError(EngineError):
+class NoContainerError(WorkerUnavailableError):
     """There is no container of that name, and none is to be started."""
 
 
@@ -85,7 +85,7 @@ class Link:
             attachment: the container's.
             timeouts: for calls to the daemon.
         """
-        self.error: EngineError | None = None
+        self.error: WorkerUnavailableError | None = None
         self._sock = sock
         self._attachment = attachment
         self._timeouts = timeouts
@@ -103,7 +103,7 @@ class Link:
         """How the worker ended; empty if that is not known."""
         ending = Ending()
         with (
-            contextlib.suppress(EngineError),
+            contextlib.suppress(WorkerUnavailableError),
             daemon.connected(self._timeouts.docker) as client,
         ):
             ending = endings.post_mortem(client, self._attachment.name)
@@ -113,7 +113,7 @@ class Link:
         return ending.with_log(log or (self._bridge.errors if self._bridge else ""))
 
     def kill(self) -> None:
-        """Remove the container. Raises EngineError if that cannot be done."""
+        """Remove the container. Raises WorkerUnavailableError if that cannot be done."""
         container.remove(self._attachment.name, self._timeouts)
         self.release()
 
@@ -139,11 +139,13 @@ class Link:
                 )
                 inward.start()
                 stream.outward(bridge, self._sock)
-        except EngineError as error:
+        except WorkerUnavailableError as error:
             if not self._closing.is_set():
                 self.error = error
         except Exception as error:  # must reach the run, which is in another thread
-            self.error = EngineError(f"the exec channel failed: {type(error).__name__}: {error}")
+            self.error = WorkerUnavailableError(
+                f"the exec channel failed: {type(error).__name__}: {error}"
+            )
         finally:
             self._hang_up()
             if inward is not None:
@@ -227,7 +229,7 @@ class Attachment:
         """Find or start the container, and run the bridge in it; it waits for the worker.
 
         Raises:
-            EngineError: if it does not come up in time, or before `closing` is set.
+            WorkerUnavailableError: if it does not come up in time, or before `closing` is set.
             NoContainerError: if it is not there, and is not to be started.
         """
         import docker.errors
@@ -250,7 +252,7 @@ class Attachment:
             # now finds another worker, as after `wuwan stop`.
             with contextlib.suppress(docker.errors.APIError):
                 client.api.kill(self.name, "SIGTERM")
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"the worker {self.name} did not come up within {self._timeouts.start:.0f} s",
             hint=f"docker logs {self.name}",
         )

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import wuwan_worker
 from wuwan_runner.containers import daemon, images, model_mount
-from wuwan_runner.errors import EngineError, ModelError, UsageError, WuwanError
+from wuwan_runner.errors import ModelError, UsageError, WorkerUnavailableError, WuwanError
 from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def build(options: BuildOptions, report: Callable[[str], None]) -> Built:
         BuildError: if a step fails; the message ends with the log's last lines.
         UsageError: if the image cannot have that name.
         ModelError: if a bundle that is to be put into it is not there.
-        EngineError: if there is no daemon, or it goes silent.
+        WorkerUnavailableError: if there is no daemon, or it goes silent.
     """
     from docker.utils.build import match_tag
 
@@ -221,18 +221,18 @@ def _build(
 
 
 def _watched(events: Iterator[dict[str, Any]], silence: int) -> Iterator[dict[str, Any]]:
-    """The events; a silence or a cut connection in their midst becomes an EngineError."""
+    """The events; a silence or a cut connection in their midst becomes a WorkerUnavailableError."""
     import urllib3.exceptions
 
     try:
         yield from events
     except urllib3.exceptions.ReadTimeoutError:
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"the build said nothing for {silence} s, so it was given up",
             hint="is the package index reachable from a container? see --build-arg and --network",
         ) from None
     except urllib3.exceptions.HTTPError as error:
-        raise EngineError(f"the Docker daemon broke off the build: {error}") from None
+        raise WorkerUnavailableError(f"the Docker daemon broke off the build: {error}") from None
 
 
 def _follow(events: Iterator[dict[str, Any]], report: Callable[[str], None]) -> str:

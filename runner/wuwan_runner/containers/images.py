@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from wuwan_runner.containers import daemon
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Placement, Problem
 from wuwan_worker import __version__
@@ -47,7 +47,7 @@ def image_for(client: docker.DockerClient, spec: WorkerSpec) -> Placement:
     otherwise the one for CPUs.
 
     Raises:
-        EngineError: if a GPU or the image is missing.
+        WorkerUnavailableError: if a GPU or the image is missing.
     """
     chosen = Placement()
     # A daemon elsewhere has the GPUs of its own machine.
@@ -72,8 +72,8 @@ def image_for(client: docker.DockerClient, spec: WorkerSpec) -> Placement:
     return dataclasses.replace(chosen, image=image)
 
 
-def _no_image(image: str, own: str) -> EngineError:
-    return EngineError(f"the container image {image} is not there", hint=build_hint(own))
+def _no_image(image: str, own: str) -> WorkerUnavailableError:
+    return WorkerUnavailableError(f"the container image {image} is not there", hint=build_hint(own))
 
 
 def variant_of(client: docker.DockerClient, image: str) -> str | None:

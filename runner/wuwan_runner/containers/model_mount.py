@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wuwan_runner.containers import daemon, images
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_worker.shared import bundle
 from wuwan_worker.shared.bundle import Bundle, BundleError
 
@@ -39,7 +39,7 @@ def place(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path 
         labels: the image's.
 
     Raises:
-        EngineError: if the container cannot have that model; it says how it could.
+        WorkerUnavailableError: if the container cannot have that model; it says how it could.
     """
     if _comes_with_wuwan(model):
         return model, None
@@ -51,14 +51,16 @@ def place(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path 
     except BundleError as error:
         if model in baked:
             return f"{INSIDE}/{model}", None
-        raise EngineError(str(error), hint="`wuwan model list` shows the models") from None
+        raise WorkerUnavailableError(
+            str(error), hint="`wuwan model list` shows the models"
+        ) from None
     inside = f"{INSIDE}/{name(found)}"
     if baked.get(name(found)) == found.fingerprint:
         return inside, None
     if daemon.is_remote():
         variant = labels.get(images.LABEL_VARIANT, "cpu")
         old = " as it is here" if name(found) in baked else ""
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"the image {image} does not hold the model {found.name}{old}, and a daemon on another "
             "machine cannot mount it",
             hint=f"{images.build_hint(variant)} --model {model}",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.containers import daemon, images
 from wuwan_runner.doctor import orphans
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.launchers import local
 from wuwan_runner.options import Timeouts
@@ -145,14 +145,14 @@ def python() -> Check:
 def docker(scope: Scope) -> list[Check]:
     """The daemon, whether it offers GPUs, and the image."""
     if not daemon.may_answer():
-        return _no_docker(EngineError("no Docker daemon here", hint=daemon_advice()))
+        return _no_docker(WorkerUnavailableError("no Docker daemon here", hint=daemon_advice()))
     try:
         with daemon.connected(scope.timeouts.docker) as client:
             version, info = client.api.version(), client.api.info()
             found = [_image(client, images.reference(scope.image))]
             if placement.offered(info, 0) and not scope.image:
                 found.append(_image(client, images.own_image("gpu"), "gpu"))
-    except EngineError as error:
+    except WorkerUnavailableError as error:
         return _no_docker(error)
     where = os.environ.get("DOCKER_HOST") or "the local socket"
     detail = f"{version.get('Version')}, API {version.get('ApiVersion')}, at {where}"
@@ -164,7 +164,7 @@ def daemon_advice() -> str:
     return "install and start Docker, or set DOCKER_HOST; the local runner works without"
 
 
-def _no_docker(error: EngineError) -> list[Check]:
+def _no_docker(error: WorkerUnavailableError) -> list[Check]:
     reason = "needs the Docker daemon"
     return [
         Check("Docker daemon", Outcome.FAIL, str(error), error.hint),
@@ -345,6 +345,6 @@ def all_leftovers(timeouts: Timeouts) -> list[orphans.Leftover]:
     """Leftover directories, and containers if a daemon answers."""
     found = orphans.directories() + orphans.unfinished_models()
     if daemon.may_answer():
-        with contextlib.suppress(EngineError):  # the check of the daemon says so
+        with contextlib.suppress(WorkerUnavailableError):  # the check of the daemon says so
             found += orphans.containers(timeouts)
     return found

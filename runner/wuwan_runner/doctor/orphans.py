@@ -70,7 +70,7 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
     """Containers of ours that never came up, or that no client can reach.
 
     Raises:
-        EngineError: if the daemon does not answer.
+        WorkerUnavailableError: if the daemon does not answer.
     """
     seen = control.survey(timeouts.control)
     up = {worker.status.name for worker in seen if worker.status}
@@ -97,7 +97,7 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
 
 
 def remove(leftover: Leftover, timeouts: Timeouts) -> None:
-    """Remove one. Raises EngineError if a container cannot be removed."""
+    """Remove one. Raises WorkerUnavailableError if a container cannot be removed."""
     if leftover.kind == "directory":
         boot_socket.remove_directory(Path(leftover.name))
     elif leftover.kind == "model":

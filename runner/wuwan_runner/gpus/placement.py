@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def choose(
         obstacle: why one that is there could not be used.
 
     Raises:
-        EngineError: if GPUs are asked for by name and cannot be had. There is no silent fall-back.
+        WorkerUnavailableError: if GPUs are asked for by name and cannot be had. There is no silent
+            fall-back.
     """
     auto = spec.gpus == "auto"
     if spec.gpus == "none" or (auto and offer is None):
@@ -99,8 +100,8 @@ def choose(
     return Placement(offer.driver, offer.devices)
 
 
-def _refusal(spec: WorkerSpec, problem: Problem) -> EngineError:
-    return EngineError(
+def _refusal(spec: WorkerSpec, problem: Problem) -> WorkerUnavailableError:
+    return WorkerUnavailableError(
         f"--gpus {spec.gpus}: {problem.cause}", hint=f"{problem.advice}; or use --gpus none"
     )
 
@@ -110,7 +111,7 @@ def _named(choice: str, devices: Sequence[str]) -> tuple[str, ...]:
     if not devices:
         return tuple(indices)
     if over := [index for index in indices if int(index) >= len(devices)]:
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"--gpus {choice}: there is no GPU {over[0]}",
             hint=f"there are {len(devices)}, counted from 0",
         )

@@ -29,7 +29,8 @@ class Launcher(Protocol):
         """Where workers for `spec` would run, as far as that can be told before one is started.
 
         Raises:
-            EngineError: if this launcher cannot start any: no Docker, no image, no such GPU.
+            WorkerUnavailableError: if this launcher cannot start any: no Docker, no image, no such
+                GPU.
         """
         ...
 
@@ -37,7 +38,7 @@ class Launcher(Protocol):
         """Start a worker that serves `listener`; returns once the worker holds it.
 
         Raises:
-            EngineError: if it cannot be started; nothing is left then.
+            WorkerUnavailableError: if it cannot be started; nothing is left then.
         """
         ...
 
@@ -45,6 +46,6 @@ class Launcher(Protocol):
         """End a worker that somebody else started.
 
         Raises:
-            EngineError: if that cannot be done; it says how to do it by hand.
+            WorkerUnavailableError: if that cannot be done; it says how to do it by hand.
         """
         ...

@@ -21,7 +21,7 @@ from wuwan_runner.containers import (
     model_mount,
 )
 from wuwan_runner.containers.endings import LogTail
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.wire import address
 from wuwan_runner.worker import Ending, new_name
 from wuwan_worker.shared.protocol import Adopt
@@ -47,7 +47,10 @@ class DockerStarted:
         """See `Started.report`."""
         lines = self._log.ended(2.0)
         ending = Ending()
-        with contextlib.suppress(EngineError), daemon.connected(self._timeouts.docker) as client:
+        with (
+            contextlib.suppress(WorkerUnavailableError),
+            daemon.connected(self._timeouts.docker) as client,
+        ):
             ending = endings.post_mortem(client, self.name)
         return ending.with_log(lines)
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.wire import address
@@ -111,7 +111,9 @@ class LocalLauncher:
         try:
             model = bundle.load(bundle.find(spec.model))
         except bundle.BundleError as error:
-            raise EngineError(str(error), hint="`wuwan model list` shows the models") from None
+            raise WorkerUnavailableError(
+                str(error), hint="`wuwan model list` shows the models"
+            ) from None
         return address.key(
             self.name,
             {
@@ -142,7 +144,7 @@ class LocalLauncher:
         on = "cuda" if device else "cpu"
         backend = model.backend_on(on) if spec.backend == "auto" else spec.backend
         if problem := _not_installed(backend):
-            raise EngineError(problem.cause, hint=problem.advice)
+            raise WorkerUnavailableError(problem.cause, hint=problem.advice)
         _reap()
         name = new_name(spec.model)
         # The log goes to memory that vanishes with its last holder: no file to clean up, and the
@@ -176,7 +178,7 @@ class LocalLauncher:
             )
         except OSError as error:
             os.close(log)
-            raise EngineError(f"cannot start a worker process: {error}") from None
+            raise WorkerUnavailableError(f"cannot start a worker process: {error}") from None
         return LocalStarted(name, process, log)
 
     def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
@@ -190,7 +192,7 @@ class LocalLauncher:
         except (FileNotFoundError, ProcessLookupError):
             pass
         except OSError as error:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"worker {worker.name} hangs and cannot be killed: {error}",
                 hint=f"kill -9 {worker.pid}",
             ) from None

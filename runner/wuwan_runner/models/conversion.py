@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wuwan_runner.containers import daemon, images
 from wuwan_runner.containers.program import Program, run
-from wuwan_runner.errors import EngineError, ModelError
+from wuwan_runner.errors import ModelError, WorkerUnavailableError
 from wuwan_worker.shared import bundle, labels
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Converter(Protocol):
     """Makes a bundle's weights."""
 
     def __call__(self, checkpoint: Checkpoint, directory: Path) -> Converted:
-        """Write them into `directory`. Raises ModelError, EngineError."""
+        """Write them into `directory`. Raises ModelError, WorkerUnavailableError."""
         ...
 
 
@@ -66,12 +66,12 @@ def choose(runner: str, image: str, notify: Callable[[str], None]) -> Converter:
     """Where to convert: "local", "docker", or for "auto" here if torch is here.
 
     Raises:
-        EngineError: if that cannot be done, saying what is needed.
+        WorkerUnavailableError: if that cannot be done, saying what is needed.
     """
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if runner == "local" or (runner == "auto" and not missing and not image):
         if missing:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"reading a checkpoint needs {', '.join(missing)}, which is not installed",
                 hint="pip install 'wuwan[gpu]', or use --runner docker with a GPU image",
             )
@@ -79,10 +79,10 @@ def choose(runner: str, image: str, notify: Callable[[str], None]) -> Converter:
         return local
     try:
         reference = _image(image)
-    except EngineError as error:
+    except WorkerUnavailableError as error:
         if runner == "docker":
             raise
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"reading a checkpoint needs {', '.join(missing) or 'torch'}, which is not installed "
             f"here, or a container that has it: {error}",
             hint="pip install 'wuwan[gpu]', or `wuwan image build --variant gpu`",
@@ -107,7 +107,9 @@ def local(checkpoint: Checkpoint, directory: Path) -> Converted:
             try:
                 output, _ = process.communicate(timeout=DEADLINE)
             except subprocess.TimeoutExpired:
-                raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s") from None
+                raise WorkerUnavailableError(
+                    f"the conversion was not done within {DEADLINE:.0f} s"
+                ) from None
             finally:
                 with contextlib.suppress(ProcessLookupError):  # it may have children of its own
                     os.killpg(process.pid, signal.SIGKILL)
@@ -141,7 +143,7 @@ class InContainer:
         with daemon.connected(30.0) as client:
             done = run(client, program, deadline=DEADLINE)
         if done is None:
-            raise EngineError(f"the conversion was not done within {DEADLINE:.0f} s")
+            raise WorkerUnavailableError(f"the conversion was not done within {DEADLINE:.0f} s")
         return understand(done.output, done.errors[-_TAIL:], checkpoint, directory)
 
 
@@ -162,7 +164,7 @@ def understand(output: bytes, log: bytes, checkpoint: Checkpoint, directory: Pat
 
     Raises:
         ModelError: if the checkpoint was refused, with the reason.
-        EngineError: if the conversion broke off, with its last messages.
+        WorkerUnavailableError: if the conversion broke off, with its last messages.
     """
     last = output.decode(errors="replace").strip().rpartition("\n")[2]
     try:
@@ -179,7 +181,7 @@ def understand(output: bytes, log: bytes, checkpoint: Checkpoint, directory: Pat
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         tail = log.decode(errors="replace").strip()
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"the conversion broke off without a result (out of memory?)\n{tail}".rstrip()
         ) from None
     for name in converted.files.values():
@@ -195,15 +197,15 @@ def _image(image: str) -> str:
     """The image to convert in: the named one, or this version's own with GPU support.
 
     Raises:
-        EngineError: if there is none here.
+        WorkerUnavailableError: if there is none here.
     """
     if daemon.is_remote():
-        raise EngineError(
+        raise WorkerUnavailableError(
             "the Docker daemon is on another machine and does not see the checkpoint",
             hint="unset DOCKER_HOST, or pip install 'wuwan[gpu]'",
         )
     if not daemon.may_answer():
-        raise EngineError("no Docker daemon here", hint="pip install 'wuwan[gpu]'")
+        raise WorkerUnavailableError("no Docker daemon here", hint="pip install 'wuwan[gpu]'")
     import docker.errors
 
     reference = image or images.own_image("gpu")
@@ -211,7 +213,7 @@ def _image(image: str) -> str:
         try:
             client.images.get(reference)
         except docker.errors.ImageNotFound:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"the image {reference} is not there", hint=images.build_hint("gpu")
             ) from None
     return reference

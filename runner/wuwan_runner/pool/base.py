@@ -42,7 +42,7 @@ class Staff(ABC):
         """A connection to the worker in that slot, which is started if there is none.
 
         Raises:
-            EngineError: if there is none to be had.
+            WorkerUnavailableError: if there is none to be had.
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import launchers
 from wuwan_runner.containers import daemon
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import placement
 from wuwan_runner.wire import address
 from wuwan_runner.wire.address import Address
@@ -26,7 +26,7 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
     A warm worker is looked for first: that costs microseconds, and asking Docker needs its client.
 
     Raises:
-        EngineError: if the runner cannot be used.
+        WorkerUnavailableError: if the runner cannot be used.
     """
     if options.runner != "auto":
         return launchers.get(options.runner)
@@ -36,19 +36,19 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
         try:
             if is_warm(launcher, options.spec):
                 return launcher
-        except EngineError:  # a model that this launcher does not know
+        except WorkerUnavailableError:  # a model that this launcher does not know
             continue
     spec = options.spec
     if not daemon.may_answer():
         if spec.image:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"--image {spec.image} needs Docker: no Docker daemon here",
                 hint="start Docker, or set DOCKER_HOST",
             )
         return local
     try:
         contained = docker.place(spec, options.timeouts)
-    except EngineError as error:
+    except WorkerUnavailableError as error:
         if spec.image or (placement.by_name(spec.gpus) and not _has_gpu(local, options)):
             raise  # what was asked for by name needs Docker
         notify(f"using the local runner: {error} ({error.hint})")
@@ -62,7 +62,7 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
 def _has_gpu(launcher: Launcher, options: TagOptions) -> bool:
     try:
         return bool(launcher.place(options.spec, options.timeouts).devices)
-    except EngineError:
+    except WorkerUnavailableError:
         return False
 
 

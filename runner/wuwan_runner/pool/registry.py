@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner import launchers
 from wuwan_runner.containers import container, daemon
-from wuwan_runner.errors import EngineError, UsageError
+from wuwan_runner.errors import UsageError, WorkerUnavailableError
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
 
@@ -53,7 +53,7 @@ def members(timeouts: Timeouts) -> list[Member]:
     """The workers that are up. One that ends meanwhile is not among them.
 
     Raises:
-        EngineError: if DOCKER_HOST names a daemon elsewhere that does not answer.
+        WorkerUnavailableError: if DOCKER_HOST names a daemon elsewhere that does not answer.
     """
     found = [
         Member(seen.status.name if seen.status else "?", seen.address, seen.status, seen.problem)
@@ -115,7 +115,7 @@ def stop(member: Member, timeouts: Timeouts, drain: float) -> bool:
         Whether it ended by itself.
 
     Raises:
-        EngineError: if it cannot be ended; it says how to do it by hand.
+        WorkerUnavailableError: if it cannot be ended; it says how to do it by hand.
     """
     deadline = time.monotonic() + drain
     welcome: Welcome | None = None
@@ -127,7 +127,7 @@ def stop(member: Member, timeouts: Timeouts, drain: float) -> bool:
     if welcome is None:
         if member.address is None or member.address not in address.listed():
             return True  # it has ended meanwhile
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"worker {member.name} does not answer, not even with its name",
             hint="`docker ps` and `ps` show it; remove it by hand",
         )

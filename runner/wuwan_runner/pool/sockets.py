@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.pool import eviction
 from wuwan_runner.pool.base import Staff
 from wuwan_runner.pool.startup import Launch
@@ -26,7 +26,7 @@ class Workers(Staff):
         binds, the others find the name taken and connect to it.
 
         Raises:
-            EngineError: if the name can be neither bound nor connected to.
+            WorkerUnavailableError: if the name can be neither bound nor connected to.
         """
         # Where anybody may be the listener there is no warm worker to be trusted.
         known = address.told_apart()
@@ -39,7 +39,7 @@ class Workers(Staff):
             if (started := self._start(place, slot, private=False)) is not None:
                 return started
             time.sleep(_AGAIN)
-        raise EngineError(
+        raise WorkerUnavailableError(
             f"the worker name {place.name[1:]} is taken by something that does not answer",
             hint="another user of this machine may hold it: look for it in /proc/net/unix",
         )
@@ -49,7 +49,7 @@ class Workers(Staff):
         place = address.private(self._key)
         connection = self._start(place, 0, private=True)
         if connection is None:
-            raise EngineError(f"cannot listen on the socket {place.name[1:]}")
+            raise WorkerUnavailableError(f"cannot listen on the socket {place.name[1:]}")
         return connection
 
     def _start(self, place: Address, slot: int, *, private: bool) -> Connection | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.worker import Ending
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Launch:
     ) -> None:
         """`prepare` is called in the thread of the start, before it."""
         self.warm = False
-        self.error: EngineError | None = None
+        self.error: WorkerUnavailableError | None = None
         self._launcher = launcher
         self._order = order
         self._listener = listener
@@ -47,10 +47,12 @@ class Launch:
         try:
             self._prepare()
             self._started = self._launcher.start(self._order, self._listener)
-        except EngineError as error:
+        except WorkerUnavailableError as error:
             self.error = error
         except Exception as error:  # must reach the run, which is in another thread
-            self.error = EngineError(f"starting a worker failed: {type(error).__name__}: {error}")
+            self.error = WorkerUnavailableError(
+                f"starting a worker failed: {type(error).__name__}: {error}"
+            )
         finally:
             self._listener.close()
 
@@ -60,7 +62,10 @@ class Launch:
         return self._started.report() if self._started else Ending()
 
     def kill(self) -> None:
-        """Stop the start, or end the worker. Raises EngineError if it cannot be ended."""
+        """Stop the start, or end the worker.
+
+        Raises WorkerUnavailableError if it cannot be ended.
+        """
         self._order.cancelled.set()
         self._thread.join(_JOIN)
         if self._started is not None:

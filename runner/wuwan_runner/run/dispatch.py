@@ -23,7 +23,12 @@ from collections import deque
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, assert_never
 
-from wuwan_runner.errors import EndedByHandError, EngineError, NoSharedFilesError, UsageError
+from wuwan_runner.errors import (
+    EndedByHandError,
+    NoSharedFilesError,
+    UsageError,
+    WorkerUnavailableError,
+)
 from wuwan_runner.inputs.discover import OpenError, open_image
 from wuwan_runner.records import ItemFailure, Record, from_item
 from wuwan_runner.run import known_picture
@@ -118,7 +123,7 @@ class Dispatch:
         """Records in input order, as many at a time as are ready.
 
         Raises:
-            EngineError: if no worker can be had, or none that lives.
+            WorkerUnavailableError: if no worker can be had, or none that lives.
         """
         try:
             while True:
@@ -141,7 +146,7 @@ class Dispatch:
         """Have all workers up with their models loaded, and leave them to their TTL.
 
         Raises:
-            EngineError: as `run`.
+            WorkerUnavailableError: as `run`.
         """
         try:
             count = self._workers.count
@@ -235,7 +240,7 @@ class Dispatch:
         self._racing_since = now if self._races == 1 else self._racing_since
         too_long = now - self._racing_since > self._options.timeouts.start
         if self._races > MAX_RACES or too_long:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"workers end before they answer, again and again: {report}".removesuffix(": "),
                 hint="use a longer --ttl; `wuwan doctor` may tell more",
             )
@@ -357,7 +362,7 @@ class Dispatch:
             if item is not self._proof:
                 self._records[item.seq] = record
             elif record.error is not None:
-                raise EngineError(
+                raise WorkerUnavailableError(
                     f"the worker cannot label any picture: {record.error.message}",
                     hint="`wuwan doctor` checks what a worker needs",
                 )
@@ -393,12 +398,14 @@ class Dispatch:
         if fatal.code == FatalCode.LEVEL:
             raise UsageError(fatal.message)
         name = connection.welcome.name if connection.welcome else "the worker"
-        raise EngineError(f"{name}: {fatal.message}", hint="`wuwan doctor` checks what it needs")
+        raise WorkerUnavailableError(
+            f"{name}: {fatal.message}", hint="`wuwan doctor` checks what it needs"
+        )
 
     def _no_descriptors(self, connection: Connection, reason: str) -> None:
         """Go over to the exec channel: SELinux, gVisor or a virtual machine is in the way."""
         if self._options.channel != "auto" or self._workers.launcher.name != "docker":
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"images cannot be passed to the worker: {reason}", hint="wuwan doctor"
             )
         self._drained(connection)
@@ -416,7 +423,7 @@ class Dispatch:
                 connection.launch.kill()
             elif connection.welcome is not None:
                 self._workers.launcher.kill(connection.welcome, self._options.timeouts)
-        except EngineError as error:
+        except WorkerUnavailableError as error:
             # It keeps its name, so its successor needs another one.
             self._slot_offset += self._workers.count
             self._workers.notify(f"{error} ({error.hint})")
@@ -427,7 +434,7 @@ class Dispatch:
                 self._remove(connection)
                 self._count_race()
                 return
-            raise connection.launch.error or EngineError(
+            raise connection.launch.error or WorkerUnavailableError(
                 f"{name} did not come up within {self._options.timeouts.start:.0f} s",
                 hint="`wuwan doctor` checks what it needs",
             )
@@ -470,7 +477,7 @@ class Dispatch:
                 # The end of its TTL, or somebody stops it; another one will be found or started.
                 self._count_race(report or reason)
                 return
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"the worker ended before it was up: {report or reason}",
                 hint="`wuwan doctor` checks what it needs",
             )
@@ -482,7 +489,7 @@ class Dispatch:
             and (connection.private or started_here)
         )
         if loading and not ended:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"the worker ended while it loaded the model: {report or reason}",
                 hint="it may need more memory: see --memory",
             )
@@ -504,7 +511,7 @@ class Dispatch:
             return
         self._losses += 1
         if self._losses > self._options.max_restarts:
-            raise EngineError(
+            raise WorkerUnavailableError(
                 f"{self._losses} workers were lost without one image labelled; the last: "
                 f"{report or reason}",
                 hint="`wuwan doctor` checks what a worker needs",
@@ -541,7 +548,7 @@ class Dispatch:
                     done = [m for m in connection.receive() if isinstance(m, Done)]
                     if done:
                         if done[0].count != connection.answered:
-                            raise EngineError(
+                            raise WorkerUnavailableError(
                                 f"the worker counts {done[0].count} answers, "
                                 f"{connection.answered} came",
                                 hint="this is a bug; please report it",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from wuwan_runner.errors import EngineError
+    from wuwan_runner.errors import WorkerUnavailableError
     from wuwan_runner.options import TagOptions, Timeouts
     from wuwan_runner.worker import Ending
 
@@ -38,7 +38,7 @@ class Backing(Protocol):
         ...
 
     @property
-    def error(self) -> EngineError | None:
+    def error(self) -> WorkerUnavailableError | None:
         """Why it could not be started."""
         ...
 
@@ -47,7 +47,7 @@ class Backing(Protocol):
         ...
 
     def kill(self) -> None:
-        """End the worker. Raises EngineError if it cannot be ended."""
+        """End the worker. Raises WorkerUnavailableError if it cannot be ended."""
         ...
 
     def release(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wuwan_runner.errors import EngineError, ExitCode, UsageError
+from wuwan_runner.errors import ExitCode, UsageError, WorkerUnavailableError
 from wuwan_runner.gpus import placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.options import WorkerSpec
@@ -110,7 +110,7 @@ def test_how_many_workers() -> None:
 
 def test_an_index_too_high() -> None:
     """The error says how many there are."""
-    with pytest.raises(EngineError, match="--gpus 0,2: there is no GPU 2") as caught:
+    with pytest.raises(WorkerUnavailableError, match="--gpus 0,2: there is no GPU 2") as caught:
         choose("0,2", TWO)
     assert "there are 2" in caught.value.hint
 
@@ -138,9 +138,9 @@ def test_what_is_asked_for_by_name_is_had_or_an_error(
     choice: str, offer: Offer | None, obstacle: Problem | None, problem: Problem
 ) -> None:
     """There is no silent fall-back to the CPU; the error says what to do."""
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(WorkerUnavailableError) as caught:
         choose(choice, offer, obstacle)
-    assert caught.value.exit_code == ExitCode.ENGINE
+    assert caught.value.exit_code == ExitCode.UNAVAILABLE
     assert str(caught.value) == f"--gpus {choice}: {problem.cause}"
     assert caught.value.hint == f"{problem.advice}; or use --gpus none"
 
@@ -157,13 +157,13 @@ def test_a_model_without_weights_for_gpus(tmp_path: Path) -> None:
     placement = choose("auto", TWO, model=f"{tmp_path}/openvino")
     assert placement.devices == ()
     assert "the model imagenet-zh has no weights for GPUs" in placement.note
-    with pytest.raises(EngineError, match="no weights for GPUs"):
+    with pytest.raises(WorkerUnavailableError, match="no weights for GPUs"):
         choose("0", TWO, model=f"{tmp_path}/openvino")
 
 
 def test_a_backend_for_cpus() -> None:
     """With a GPU it is a contradiction."""
-    with pytest.raises(EngineError, match="the backend openvino is for CPUs"):
+    with pytest.raises(WorkerUnavailableError, match="the backend openvino is for CPUs"):
         choose("0", TWO, backend="openvino")
 
 

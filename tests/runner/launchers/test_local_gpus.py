@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wuwan_runner import Tagger, TagOptions
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia
 from wuwan_runner.launchers import local
 from wuwan_runner.launchers.local import LocalLauncher
@@ -154,7 +154,7 @@ def test_torch_is_not_installed(machine: Any, model: str, monkeypatch: pytest.Mo
     machine(1)
     monkeypatch.setitem(local.NEEDED, "torch", ("wuwan_no_such_package",))
     launcher = LocalLauncher()
-    with pytest.raises(EngineError, match="needs wuwan_no_such_package") as caught:
+    with pytest.raises(WorkerUnavailableError, match="needs wuwan_no_such_package") as caught:
         launcher.place(WorkerSpec(model=model, gpus="0"), Timeouts())
     assert "pip install 'wuwan[gpu]'" in caught.value.hint
     placement = launcher.place(WorkerSpec(model=model), Timeouts())

@@ -14,7 +14,7 @@ import pytest
 
 from tests.runner.models.conftest import FAKE, write_checkpoint
 from wuwan_runner.containers import container, images, model_mount
-from wuwan_runner.errors import EngineError, ModelError
+from wuwan_runner.errors import ModelError, WorkerUnavailableError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.models import conversion, general_zh, store
 from wuwan_runner.options import WorkerSpec
@@ -73,15 +73,17 @@ def test_where_a_container_finds_a_model(
     assert model_mount.place("mine", "image", baked) == ("/models/mine", None)
     assert model_mount.place(f"{added.root}/", "image", {}) == ("/models/mine", added.root)
     assert model_mount.place("other", "image", stale) == ("/models/other", None)  # not here
-    with pytest.raises(EngineError, match="no model named 'nothing'"):
+    with pytest.raises(WorkerUnavailableError, match="no model named 'nothing'"):
         model_mount.place("nothing", "image", baked)
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
     assert model_mount.place("mine", "image", baked) == ("/models/mine", None)
     for labels in ({}, stale):
-        with pytest.raises(EngineError, match="the image image does not hold the model mine") as no:
+        with pytest.raises(
+            WorkerUnavailableError, match="the image image does not hold the model mine"
+        ) as no:
             model_mount.place("mine", "image", labels)
         assert no.value.hint == "wuwan image build --model mine"
-    with pytest.raises(EngineError) as no:
+    with pytest.raises(WorkerUnavailableError) as no:
         model_mount.place("mine", "image", {images.LABEL_VARIANT: "gpu"})
     assert no.value.hint == "wuwan image build --variant gpu --model mine"
 
@@ -198,11 +200,11 @@ def test_a_container_that_takes_too_long(
     source = general_zh.source("mine", download, lambda _: None)
     convert = conversion.InContainer(converting_image)
     write_checkpoint(download / "pytorch_model.pt", die="the last words")
-    with pytest.raises(EngineError, match=r"without a result .*\n(.|\n)*the last words"):
+    with pytest.raises(WorkerUnavailableError, match=r"without a result .*\n(.|\n)*the last words"):
         store.add(source, convert)
     monkeypatch.setattr(conversion, "DEADLINE", 1.0)
     monkeypatch.setattr(conversion, "_arguments", lambda *_: ["-c", "import time; time.sleep(60)"])
-    with pytest.raises(EngineError, match="was not done within"):
+    with pytest.raises(WorkerUnavailableError, match="was not done within"):
         store.add(source, convert)
     write_checkpoint(download / "pytorch_model.pt", link="/etc/passwd")
     monkeypatch.undo()

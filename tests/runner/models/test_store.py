@@ -16,7 +16,7 @@ import pytest
 
 from tests.runner.models.conftest import write_checkpoint
 from wuwan_runner.doctor import checks, orphans
-from wuwan_runner.errors import EngineError, LockedError, ModelError, UsageError
+from wuwan_runner.errors import LockedError, ModelError, UsageError, WorkerUnavailableError
 from wuwan_runner.models import conversion, general_zh, store
 from wuwan_runner.options import Timeouts
 from wuwan_worker.shared import bundle, labels
@@ -62,11 +62,11 @@ def test_a_label_file_one_line_short_is_refused(download: Path, data_home: Path)
 @pytest.mark.parametrize(
     ("content", "error", "problem"),
     [
-        ({"die": "Killed"}, EngineError, "broke off without a result .*\n(.|\n)*Killed"),
+        ({"die": "Killed"}, WorkerUnavailableError, "broke off without a result .*\n(.|\n)*Killed"),
         ({"link": "/etc/passwd"}, ModelError, "wrote no file 'model.onnx'"),
         ({"say": {"files": {"torch": "../x"}}}, ModelError, "wrote no file '../x'"),
         ({"say": {"files": {"torch": "labels.tsv"}}}, ModelError, "wrote no file 'labels.tsv'"),
-        ({"say": {"files": None}}, EngineError, "without a result"),
+        ({"say": {"files": None}}, WorkerUnavailableError, "without a result"),
         ({"say": {"activation": "relu"}}, ModelError, "makes no valid bundle: bundle.toml: output"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_conversion_that_takes_too_long(
     monkeypatch.setattr(conversion, "DEADLINE", 0.5)
     monkeypatch.setattr(conversion, "_arguments", lambda *_: ["-c", "import time; time.sleep(60)"])
     began = time.monotonic()
-    with pytest.raises(EngineError, match="was not done within"):
+    with pytest.raises(WorkerUnavailableError, match="was not done within"):
         add(download)
     assert time.monotonic() - began < 10
     assert os.listdir(data_home) == []
@@ -192,12 +192,12 @@ def test_where_to_convert(monkeypatch: pytest.MonkeyPatch) -> None:
     assert conversion.choose("auto", "", said.append) is conversion.local
     monkeypatch.setattr(conversion, "REQUIRED", ("no_such_library",))
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent.sock")
-    with pytest.raises(EngineError, match="no_such_library") as caught:
+    with pytest.raises(WorkerUnavailableError, match="no_such_library") as caught:
         conversion.choose("auto", "", said.append)
     assert "pip install" in caught.value.hint
     assert "wuwan image build" in caught.value.hint
-    with pytest.raises(EngineError, match="no_such_library"):
+    with pytest.raises(WorkerUnavailableError, match="no_such_library"):
         conversion.choose("local", "", said.append)
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
-    with pytest.raises(EngineError, match="on another machine"):
+    with pytest.raises(WorkerUnavailableError, match="on another machine"):
         conversion.choose("docker", "", said.append)

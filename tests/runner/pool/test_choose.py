@@ -10,7 +10,7 @@ import pytest
 
 from wuwan_runner import TagOptions
 from wuwan_runner.containers import daemon, images
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Offer, Placement
 from wuwan_runner.launchers.docker import DockerLauncher
@@ -84,10 +84,12 @@ class TestDocker:
         placement = place("auto", image=CPU_IMAGE)
         assert (placement.devices, placement.image) == ((), CPU_IMAGE)
         assert f"the image {CPU_IMAGE} has no GPU support" in placement.note
-        with pytest.raises(EngineError, match=f"--gpus 0: the image {CPU_IMAGE} has no GPU"):
+        with pytest.raises(
+            WorkerUnavailableError, match=f"--gpus 0: the image {CPU_IMAGE} has no GPU"
+        ):
             place("0", image=CPU_IMAGE)
         for choice in ("auto", "none", "0"):
-            with pytest.raises(EngineError, match=f"image {NO_IMAGE} is not there"):
+            with pytest.raises(WorkerUnavailableError, match=f"image {NO_IMAGE} is not there"):
                 place(choice, image=NO_IMAGE)
 
     def test_without_a_gpu_image(self, has: Callable[..., None]) -> None:
@@ -97,7 +99,7 @@ class TestDocker:
         assert (placement.devices, placement.image) == ((), CPU_IMAGE)
         assert "using the CPU" in placement.note
         assert "wuwan image build --variant gpu" in placement.note
-        with pytest.raises(EngineError, match=f"there is no image {NO_IMAGE}") as caught:
+        with pytest.raises(WorkerUnavailableError, match=f"there is no image {NO_IMAGE}") as caught:
             place("all")
         assert "wuwan image build --variant gpu" in caught.value.hint
 
@@ -116,7 +118,7 @@ class TestDocker:
         has(offer)
         spec = WorkerSpec(model=MODEL, gpus="0")
         order = Order(spec=spec, ttl=0.0, timeouts=Timeouts(), notify=lambda _: None)
-        with socket.socket() as listener, pytest.raises(EngineError) as caught:
+        with socket.socket() as listener, pytest.raises(WorkerUnavailableError) as caught:
             DockerLauncher().start(order, listener)
         assert "device driver" in str(caught.value)
         assert "nvidia-smi" in caught.value.hint
@@ -130,11 +132,11 @@ class TestDocker:
         assert left.stdout == b""
 
 
-def answer(placement: Placement | EngineError) -> Callable[..., Placement]:
+def answer(placement: Placement | WorkerUnavailableError) -> Callable[..., Placement]:
     """A launcher's `place`."""
 
     def place(*_: object) -> Placement:
-        if isinstance(placement, EngineError):
+        if isinstance(placement, WorkerUnavailableError):
             raise placement
         return placement
 
@@ -142,8 +144,8 @@ def answer(placement: Placement | EngineError) -> Callable[..., Placement]:
 
 
 ON_GPU, ON_CPU = Placement("x", ("0",)), Placement()
-REFUSED = EngineError("no GPU in containers", hint="do this")
-NO_LOCAL = EngineError("no GPU here", hint="do that")
+REFUSED = WorkerUnavailableError("no GPU in containers", hint="do this")
+NO_LOCAL = WorkerUnavailableError("no GPU here", hint="do that")
 
 
 @pytest.mark.parametrize(
@@ -163,8 +165,8 @@ NO_LOCAL = EngineError("no GPU here", hint="do that")
 def test_the_runner_follows_the_gpu(
     monkeypatch: pytest.MonkeyPatch,
     choice: str,
-    contained: Placement | EngineError,
-    here: Placement | EngineError,
+    contained: Placement | WorkerUnavailableError,
+    here: Placement | WorkerUnavailableError,
     expected: str,
 ) -> None:
     """Without `--runner` Docker goes first, unless only a local worker has the GPU; it is said."""
@@ -173,7 +175,7 @@ def test_the_runner_follows_the_gpu(
     monkeypatch.setattr(LocalLauncher, "place", answer(here))
     options, told = TagOptions(spec=WorkerSpec(gpus=choice)), list[str]()
     if " " in expected:
-        with pytest.raises(EngineError, match=expected):
+        with pytest.raises(WorkerUnavailableError, match=expected):
             choose(options, told.append)
         return
     assert choose(options, told.append).name == expected
@@ -187,5 +189,5 @@ def test_without_docker_a_gpu_is_asked_of_the_local_runner(
     monkeypatch.setattr(daemon, "may_answer", lambda: False)
     options = TagOptions(spec=WorkerSpec(gpus="0"))
     assert choose(options, lambda _: None).name == "local"
-    with pytest.raises(EngineError, match="--image x needs Docker"):
+    with pytest.raises(WorkerUnavailableError, match="--image x needs Docker"):
         choose(TagOptions(spec=WorkerSpec(image="x")), lambda _: None)

@@ -28,7 +28,7 @@ from wuwan_worker.shared.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wuwan_runner.errors import EngineError
+    from wuwan_runner.errors import WorkerUnavailableError
     from wuwan_runner.options import TagOptions
 
 JOIN = 10.0
@@ -59,7 +59,7 @@ class FakeWorker:
 
     def __init__(self, sock: socket.socket, act: Callable[[bytes], str], credits_: int) -> None:
         self.warm = False
-        self.error: EngineError | None = None
+        self.error: WorkerUnavailableError | None = None
         self.batches: list[int] = []  # how many images came in each message
         self.hello: Hello | None = None
         self._sock = sock

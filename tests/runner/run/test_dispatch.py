@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.runner.run.fake_worker import World
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.inputs.discover import Found
 from wuwan_runner.options import (
     BACKENDS,
@@ -166,7 +166,9 @@ def test_workers_that_can_do_nothing(files: dict[str, str], max_restarts: int, w
     world = World(lambda _: way)
     options = TagOptions(max_restarts=max_restarts, timeouts=QUICK)
     begin = time.monotonic()
-    with pytest.raises(EngineError, match=f"{max_restarts + 1} workers were lost") as caught:
+    with pytest.raises(
+        WorkerUnavailableError, match=f"{max_restarts + 1} workers were lost"
+    ) as caught:
         run(world, options, [files["label"]] * 100_000)
     assert caught.value.hint
     assert len(world.workers) <= max_restarts + 3
@@ -184,7 +186,7 @@ def test_workers_that_can_do_nothing_any_more(files: dict[str, str]) -> None:
 
     records: list[Record] = []
     world = World(until_then)
-    with pytest.raises(EngineError, match="workers were lost"):
+    with pytest.raises(WorkerUnavailableError, match="workers were lost"):
         run(world, TagOptions(), [files["label"]] * 100_000, records)
     outcomes = codes(records)
     assert outcomes.count("worker_crashed") <= TRUST
@@ -194,7 +196,7 @@ def test_workers_that_can_do_nothing_any_more(files: dict[str, str]) -> None:
 def test_a_worker_that_finds_fault_with_the_proof(files: dict[str, str]) -> None:
     """It is broken, though it lives: no image may be blamed on its word."""
     world = World(lambda content: "die" if content == b"die" else "error")
-    with pytest.raises(EngineError, match="cannot label any picture: no image"):
+    with pytest.raises(WorkerUnavailableError, match="cannot label any picture: no image"):
         run(world, TagOptions(), [files["die"]] * 5)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from wuwan_runner.doctor import checks
 from wuwan_runner.doctor.checks import Outcome, Scope
-from wuwan_runner.errors import EngineError
+from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.options import Timeouts
 from wuwan_runner.pool import exec as exec_channel
 from wuwan_runner.pool import registry
@@ -233,7 +233,7 @@ def test_the_end_of_the_way_there_is_no_workers_end(
     @contextlib.contextmanager
     def connected(timeout: float) -> Iterator[None]:
         if not gone:
-            raise EngineError("no Docker daemon answers")
+            raise WorkerUnavailableError("no Docker daemon answers")
         yield None
 
     monkeypatch.setattr(exec_channel.Link, "_attach", attach)
