@@ -11,7 +11,7 @@ from wuwan_runner.inputs.discover import discover
 from wuwan_runner.models import store
 from wuwan_runner.options import TagOptions
 from wuwan_runner.pool.choose import choose
-from wuwan_runner.pool.sockets import Workers
+from wuwan_runner.pool.sockets import SocketPool
 from wuwan_runner.run.dispatch import Dispatch
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wuwan_runner.inputs.discover import Found
     from wuwan_runner.inputs.survey import Survey
     from wuwan_runner.launchers.base import Launcher
-    from wuwan_runner.pool.base import Staff
+    from wuwan_runner.pool.base import WorkerPool
     from wuwan_runner.records import Record
     from wuwan_worker.shared.protocol import Welcome
 
@@ -108,7 +108,7 @@ class Tagger:
             paths = [paths]
         named = (None if path is None else os.fspath(path) for path in paths)
         found = _remaining(discover(named, self._options.selection, survey), done)
-        with closing(Dispatch(found, self._staff, self._options).run()) as batches:
+        with closing(Dispatch(found, self._pool_for, self._options).run()) as batches:
             yield from batches
 
     def warm(self) -> list[Welcome]:
@@ -117,9 +117,9 @@ class Tagger:
         Raises:
             WorkerUnavailableError: if they cannot be had.
         """
-        return Dispatch(iter(()), self._staff, self._options).warm()
+        return Dispatch(iter(()), self._pool_for, self._options).warm()
 
-    def _staff(self, over_exec: bool) -> Staff:
+    def _pool_for(self, over_exec: bool) -> WorkerPool:
         if self._launcher is None:
             self._launcher = choose(self._options, self._notify)
         remote = self._options.channel == "exec" or (
@@ -127,10 +127,10 @@ class Tagger:
         )
         if self._launcher.name == "docker" and (remote or over_exec):
             # Imported here: few need it.
-            from wuwan_runner.pool.exec import RemoteWorkers
+            from wuwan_runner.pool.exec import ExecPool
 
-            return RemoteWorkers(self._launcher, self._options, self._notify)
-        return Workers(self._launcher, self._options, self._notify)
+            return ExecPool(self._launcher, self._options, self._notify)
+        return SocketPool(self._launcher, self._options, self._notify)
 
     def __enter__(self) -> Tagger:
         return self

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from wuwan_runner.wire.connection import Connection
 
 
-class Staff(ABC):
-    """Gives connections to workers of one kind: `Workers`, or `RemoteWorkers` far away."""
+class WorkerPool(ABC):
+    """Gives connections to workers of one kind: `SocketPool`, or `ExecPool` far away."""
 
     def __init__(
         self, launcher: Launcher, options: TagOptions, notify: Callable[[str], None]

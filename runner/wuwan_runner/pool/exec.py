@@ -7,20 +7,20 @@ import os
 import socket
 
 from wuwan_runner.containers.exec_channel import Attachment, Errand, Link
-from wuwan_runner.pool.base import Staff
+from wuwan_runner.pool.base import WorkerPool
 from wuwan_runner.wire.address import namespace
 from wuwan_runner.wire.connection import Connection, ConnectionLostError
 
 
-class RemoteWorkers(Staff):
-    """See `Staff`."""
+class ExecPool(WorkerPool):
+    """See `WorkerPool`."""
 
     def acquire(self, slot: int) -> Connection:
-        """See `Staff.acquire`."""
+        """See `WorkerPool.acquire`."""
         return self._connection(slot, f"{namespace()}-{self._key}-{slot}", private=False)
 
     def acquire_private(self) -> Connection:
-        """See `Staff.acquire_private`."""
+        """See `WorkerPool.acquire_private`."""
         name = f"{namespace()}-{self._key}-private-{os.urandom(4).hex()}"
         return self._connection(0, name, private=True)
 

@@ -6,7 +6,7 @@ import time
 
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.pool import eviction
-from wuwan_runner.pool.base import Staff
+from wuwan_runner.pool.base import WorkerPool
 from wuwan_runner.pool.startup import Launch
 from wuwan_runner.wire import address, proof
 from wuwan_runner.wire.address import Address
@@ -16,7 +16,7 @@ _CONNECT = 5.0  # seconds; only a full queue makes connecting wait
 _AGAIN = 0.002
 
 
-class Workers(Staff):
+class SocketPool(WorkerPool):
     """Workers that share this machine's sockets."""
 
     def acquire(self, slot: int) -> Connection:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.inputs.discover import Found
     from wuwan_runner.options import TagOptions
-    from wuwan_runner.pool.base import Staff
+    from wuwan_runner.pool.base import WorkerPool
 
 WINDOW = 512
 # Workers lost with an image before it is suspected of being the cause.
@@ -87,17 +87,20 @@ class Dispatch:
     """The state of one run."""
 
     def __init__(
-        self, found: Iterator[Found | None], staff: Callable[[bool], Staff], options: TagOptions
+        self,
+        found: Iterator[Found | None],
+        pool_factory: Callable[[bool], WorkerPool],
+        options: TagOptions,
     ) -> None:
         """
         Args:
             found: the inputs.
-            staff: asked for workers when the first image is there; and once more, with True, if
+            pool_factory: asked when the first image is there; and once more, with True, if
                 descriptors turn out not to reach the workers.
             options: of the run.
         """
         self._found = found
-        self._staffing = staff
+        self._pool_factory = pool_factory
         self._options = options
         self._model = os.path.basename(options.spec.model)  # the worker knows better
         self._selector = selectors.DefaultSelector()
@@ -134,7 +137,7 @@ class Dispatch:
                 elif self._exhausted and self._emitted == self._next:
                     break
                 else:
-                    self._staff()
+                    self._ensure_workers()
                     for connection in list(self._connections):
                         self._fill(connection)
                     self._wait()
@@ -149,7 +152,7 @@ class Dispatch:
             WorkerUnavailableError: as `run`.
         """
         try:
-            count = self._workers.count
+            count = self._pool.count
             while True:
                 slots = {connection.slot for connection in self._connections}
                 for slot in range(count):
@@ -208,25 +211,25 @@ class Dispatch:
     # ------------------------------------------------------------ workers
 
     @cached_property
-    def _workers(self) -> Staff:
-        return self._staffing(False)
+    def _pool(self) -> WorkerPool:
+        return self._pool_factory(False)
 
-    def _staff(self) -> None:
+    def _ensure_workers(self) -> None:
         """Have as many workers as there is work for."""
         if self._opened:
             slots = {c.slot for c in self._connections if not c.private}
             # One batch needs one worker; more are started once there is more to do.
             busy = self._connections and self._next > self._options.batch_size
-            for number in range(self._workers.count if busy else 1):
+            for number in range(self._pool.count if busy else 1):
                 if number + self._slot_offset not in slots:
                     self._add(self._acquire(number + self._slot_offset))
         if self._suspects and not any(c.private for c in self._connections):
-            self._add(self._workers.acquire_private())
+            self._add(self._pool.acquire_private())
 
     def _acquire(self, slot: int) -> Connection:
         while True:
             try:
-                return self._workers.acquire(slot)
+                return self._pool.acquire(slot)
             except ConnectionLostError:
                 self._count_race()
 
@@ -320,7 +323,7 @@ class Dispatch:
                 connection.greeted(message)
                 self._model = message.model
                 if not message.shared and not connection.private:
-                    self._workers.notify(_NOT_SHARED)
+                    self._pool.notify(_NOT_SHARED)
                 if not message.readable:
                     reason = "the worker cannot read the files that it is handed"
                     self._no_descriptors(connection, reason)
@@ -390,9 +393,9 @@ class Dispatch:
         if fatal.code == FatalCode.FORBIDDEN and connection.launch is None:
             # Of this user's, by its name's owner, but started where another secret is kept, or
             # none: it keeps its name.
-            self._slot_offset += self._workers.count
+            self._slot_offset += self._pool.count
             self._remove(connection)
-            self._workers.notify(f"a warm worker is left alone: {fatal.message}")
+            self._pool.notify(f"a warm worker is left alone: {fatal.message}")
             self._count_race(fatal.message)
             return
         if fatal.code == FatalCode.LEVEL:
@@ -404,33 +407,33 @@ class Dispatch:
 
     def _no_descriptors(self, connection: Connection, reason: str) -> None:
         """Go over to the exec channel: SELinux, gVisor or a virtual machine is in the way."""
-        if self._options.channel != "auto" or self._workers.launcher.name != "docker":
+        if self._options.channel != "auto" or self._pool.launcher.name != "docker":
             raise WorkerUnavailableError(
                 f"images cannot be passed to the worker: {reason}", hint="wuwan doctor"
             )
         self._drained(connection)
         if not self._over_exec:
             self._over_exec = True
-            self._workers.notify(f"{reason}: passing images through docker exec, which is slower")
-            self._workers = self._staffing(True)
+            self._pool.notify(f"{reason}: passing images through docker exec, which is slower")
+            self._pool = self._pool_factory(True)
 
     def _hung(self, connection: Connection) -> None:
         name = connection.welcome.name if connection.welcome else "the worker"
         quiet = time.monotonic() - connection.last_activity
-        self._workers.notify(f"{name} gave no answer for {quiet:.0f} s; it is being replaced")
+        self._pool.notify(f"{name} gave no answer for {quiet:.0f} s; it is being replaced")
         try:
             if connection.launch is not None:
                 connection.launch.kill()
             elif connection.welcome is not None:
-                self._workers.launcher.kill(connection.welcome, self._options.timeouts)
+                self._pool.launcher.kill(connection.welcome, self._options.timeouts)
         except WorkerUnavailableError as error:
             # It keeps its name, so its successor needs another one.
-            self._slot_offset += self._workers.count
-            self._workers.notify(f"{error} ({error.hint})")
+            self._slot_offset += self._pool.count
+            self._pool.notify(f"{error} ({error.hint})")
         if connection.welcome is None:
             if connection.launch is None:
                 # Somebody else's; nothing is known of it but the name that it keeps.
-                self._slot_offset += self._workers.count
+                self._slot_offset += self._pool.count
                 self._remove(connection)
                 self._count_race()
                 return
@@ -496,7 +499,7 @@ class Dispatch:
         self._careful = self._careful or bool(items)
         name = connection.welcome.name
         if code != ErrorCode.TIMEOUT:
-            self._workers.notify(f"{name} was lost ({_first_line(report) or reason})")
+            self._pool.notify(f"{name} was lost ({_first_line(report) or reason})")
         # There is proof against an image that was a private worker's first, unless somebody ended
         # the worker. One that hangs needs no such proof: it is the only one that has no answer.
         first = not connection.answered or code == ErrorCode.TIMEOUT

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import launchers
-from wuwan_runner.pool.base import Staff
+from wuwan_runner.pool.base import WorkerPool
 from wuwan_runner.wire.connection import Connection
 from wuwan_runner.worker import Ending
 from wuwan_worker.shared import protocol
@@ -145,12 +145,12 @@ class World:
     private: int = 0  # how many of them were for suspects
     told: list[str] = field(default_factory=list)
 
-    def staff(self, options: TagOptions) -> FakeStaff:
+    def pool(self, options: TagOptions) -> FakePool:
         """What a run gets its workers from."""
-        return FakeStaff(self, options)
+        return FakePool(self, options)
 
 
-class FakeStaff(Staff):
+class FakePool(WorkerPool):
     """Each connection leads to a worker of its own."""
 
     def __init__(self, world: World, options: TagOptions) -> None:
@@ -158,11 +158,11 @@ class FakeStaff(Staff):
         self._world = world
 
     def acquire(self, slot: int) -> Connection:
-        """See `Staff.acquire`."""
+        """See `WorkerPool.acquire`."""
         return self._connection(slot, private=False)
 
     def acquire_private(self) -> Connection:
-        """See `Staff.acquire_private`."""
+        """See `WorkerPool.acquire_private`."""
         self._world.private += 1
         return self._connection(0, private=True)
 

@@ -60,7 +60,7 @@ def run(
     found = (Found(path) for path in paths)
     records = [] if records is None else records
     try:
-        for batch in Dispatch(found, lambda _: world.staff(options), options).run():
+        for batch in Dispatch(found, lambda _: world.pool(options), options).run():
             records += batch
         return records
     finally:
@@ -252,7 +252,7 @@ def test_a_consumer_that_stops_stops_the_run(files: dict[str, str]) -> None:
             yield Found(files["label"])
 
     world, options = World(ordered), TagOptions()
-    batches = Dispatch(endless(), lambda _: world.staff(options), options).run()
+    batches = Dispatch(endless(), lambda _: world.pool(options), options).run()
     next(batches)
     time.sleep(0.2)
     assert taken <= 512 + MAX_BATCH
