@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wuwan_runner.errors import WorkerUnavailableError
     from wuwan_runner.options import Timeouts, WorkerSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class WorkerExit:
     """What is known of a worker's end; empty if nothing is, or it has not ended."""
 
     reason: str = ""
@@ -28,22 +29,24 @@ class Ending:
     def __str__(self) -> str:
         return f"{self.reason}\n{self.log}".strip()
 
-    def with_log(self, lines: str) -> Ending:
+    def with_log(self, lines: str) -> WorkerExit:
         """The same, and the worker's last log lines."""
         return dataclasses.replace(self, log=lines)
 
 
-class Started(Protocol):
-    """A worker that this process has started."""
+class WorkerHandle(Protocol):
+    """What this process holds of a worker that it has started."""
 
-    name: str
-
-    def report(self) -> Ending:
-        """How it ended, with its last log lines; empty if it lives."""
+    def report(self) -> WorkerExit:
+        """How it ended, with its last log lines; empty if it lives, or that is not known."""
         ...
 
     def kill(self) -> None:
-        """End it now, with everything that belongs to it."""
+        """End it now, with everything that belongs to it.
+
+        Raises:
+            WorkerUnavailableError: if it cannot be ended.
+        """
         ...
 
     def release(self) -> None:
@@ -51,8 +54,22 @@ class Started(Protocol):
         ...
 
 
+class StartedWorker(WorkerHandle, Protocol):
+    """The same while it may still be starting: `PendingWorker`, or an `ExecTransport`."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether the worker was there before this run."""
+        ...
+
+    @property
+    def error(self) -> WorkerUnavailableError | None:
+        """Why it could not be started."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class StartRequest:
     """One worker that is to be started."""
 
     spec: WorkerSpec

@@ -16,7 +16,7 @@ from wuwan_runner import launchers
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.address import Address
-from wuwan_runner.worker import Order
+from wuwan_runner.worker import StartRequest
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, Results, Welcome
 
@@ -40,10 +40,10 @@ def worker_at(
     listener = address.listen(place)
     assert listener is not None, f"{place} is taken"
     with listener:
-        order = Order(
+        request = StartRequest(
             spec=spec or WorkerSpec(), ttl=ttl, timeouts=Timeouts(), notify=lambda _: None
         )
-        started = launchers.get(runner).start(order, listener)
+        started = launchers.get(runner).start(request, listener)
     try:
         wait_until_ready(place)
         yield

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from wuwan_runner import Tagger, TagOptions
-from wuwan_runner.containers import daemon
+from wuwan_runner.containers import container, daemon
 from wuwan_runner.errors import WorkerUnavailableError
-from wuwan_runner.launchers import docker as docker_launcher
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.pool import exec as exec_channel
-from wuwan_runner.worker import Order
+from wuwan_runner.worker import StartRequest
 
 pytestmark = pytest.mark.docker
 CHANNELS = pytest.mark.parametrize("channel", ["socket", "exec"])
@@ -60,8 +59,8 @@ def test_creator_died_before_it_could_start(
     name = f"{tools.inventory.namespace}-{key}-0"
     with daemon.connected(30) as client:
         listen = ["--listen", exec_channel.LISTEN_NAME]
-        order = Order(spec=spec, ttl=2, timeouts=Timeouts(), notify=print)
-        docker_launcher.create(client, order, name, listen, key=key)
+        request = StartRequest(spec=spec, ttl=2, timeouts=Timeouts(), notify=print)
+        container.create(client, request, name, listen, key=key)
     assert tools.inventory.containers() == [name]
     album = tools.album(3)
     done = wuwan(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from wuwan_runner.containers.endings import LogTail
-    from wuwan_runner.worker import Ending
+    from wuwan_runner.worker import WorkerExit
     from wuwan_worker.shared.protocol import Adopt
 
 PREFIX = "wuwan-boot-"
@@ -77,7 +77,7 @@ def hand_over(
     log: LogTail,
     timeout: float,
     cancelled: threading.Event,
-    post_mortem: Callable[[], Ending],
+    post_mortem: Callable[[], WorkerExit],
 ) -> None:
     """Wait for the container's worker and give it the listening socket.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import docker
 
     from wuwan_runner.options import Timeouts
-    from wuwan_runner.worker import Order
+    from wuwan_runner.worker import StartRequest
 
 USER = "10001:10001"
 PIDS = 512
@@ -71,7 +71,7 @@ def locked_down(
 
 def create(
     client: docker.DockerClient,
-    order: Order,
+    request: StartRequest,
     name: str,
     listen: Sequence[str],
     *,
@@ -82,7 +82,7 @@ def create(
 
     Args:
         client: of the daemon.
-        order: which worker.
+        request: which worker.
         name: of container and worker.
         listen: the worker's arguments that say where it listens.
         key: as `Launcher.key`.
@@ -95,7 +95,7 @@ def create(
     import docker.errors
     from docker.types import Mount
 
-    spec = order.spec
+    spec = request.spec
     placed = images.image_for(client, spec)
     labels = client.images.get(placed.image).labels
     model, directory = model_mount.place(spec.model, placed.image, labels)
@@ -104,9 +104,9 @@ def create(
         for target, source in ((TARGET, boot), (model, directory))
         if source
     ]
-    device = placed.device(order.slot)
-    if placed.note and order.slot == 0:
-        order.notify(placed.note)
+    device = placed.device(request.slot)
+    if placed.note and request.slot == 0:
+        request.notify(placed.note)
     try:
         created = client.api.create_container(
             image=placed.image,
@@ -121,7 +121,7 @@ def create(
                 f"--model={model}",
                 f"--backend={spec.backend}",
                 f"--device={'cuda' if device else 'cpu'}",
-                f"--ttl={order.ttl}",
+                f"--ttl={request.ttl}",
             ],
             user=USER,
             labels={

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.containers import daemon
 from wuwan_runner.errors import EndedByHandError, WorkerUnavailableError
-from wuwan_runner.worker import Ending
+from wuwan_runner.worker import WorkerExit
 
 if TYPE_CHECKING:
     import docker
@@ -21,7 +21,7 @@ _LAST_EVENT = 2.0  # seconds an end that is under way may take
 _FRESH = 5.0  # seconds: a newer end is the one that is asked for
 
 
-def post_mortem(client: docker.DockerClient, name: str) -> Ending:
+def post_mortem(client: docker.DockerClient, name: str) -> WorkerExit:
     """How a container ended; empty if the daemon does not know, or it goes on.
 
     A container that removes itself leaves nothing to inspect, but the daemon remembers its last
@@ -50,15 +50,15 @@ def post_mortem(client: docker.DockerClient, name: str) -> Ending:
     finally:
         daemon.hang_up(events)
     if not code:
-        return Ending()
+        return WorkerExit()
     if oom or (code == "137" and not killed):  # 128 + SIGKILL, and it was not the daemon's
-        return Ending("likely out of memory (exit code 137); see --memory")
+        return WorkerExit("likely out of memory (exit code 137); see --memory")
     if killed:
-        return Ending(f"stopped or removed by somebody (exit code {code})", by_hand=True)
-    return Ending(f"exit code {code}", in_order=code == "0")
+        return WorkerExit(f"stopped or removed by somebody (exit code {code})", by_hand=True)
+    return WorkerExit(f"exit code {code}", in_order=code == "0")
 
 
-def half_start(ending: Ending) -> WorkerUnavailableError:
+def half_start(ending: WorkerExit) -> WorkerUnavailableError:
     """The error for a container that has ended before its worker was up."""
     if ending.by_hand:
         return EndedByHandError(f"the container was {ending}")

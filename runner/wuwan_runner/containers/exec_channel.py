@@ -24,7 +24,7 @@ from wuwan_runner.containers.endings import LogTail
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.wire import stream
 from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
-from wuwan_runner.worker import Ending
+from wuwan_runner.worker import WorkerExit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import docker
 
     from wuwan_runner.options import Timeouts
-    from wuwan_runner.worker import Order
+    from wuwan_runner.worker import StartRequest
 
 LISTEN_NAME = "wuwan-worker"  # in the container's own network namespace
 _HEADER = struct.Struct(">BxxxL")  # of Docker's multiplexed stream: kind, length
@@ -50,7 +50,7 @@ class NoContainerError(WorkerUnavailableError):
 class Errand:
     """The container to start where there is none."""
 
-    order: Order
+    request: StartRequest
     key: str  # see `Launcher.key`
 
 
@@ -62,21 +62,21 @@ def control_of(name: str, timeouts: Timeouts) -> Iterator[Control]:
         NoAnswerError: if there is no such worker, or it does not answer.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    link = Link(theirs, Attachment(name, timeouts), timeouts)
+    transport = ExecTransport(theirs, Attachment(name, timeouts), timeouts)
     try:
         with Control(ours, timeouts.control) as control:
             yield control
     except GoneError:
         # The channel has an end, too, and that one is no worker's.
-        if link.error is not None and not isinstance(link.error, NoContainerError):
-            raise NoAnswerError(str(link.error)) from None
+        if transport.error is not None and not isinstance(transport.error, NoContainerError):
+            raise NoAnswerError(str(transport.error)) from None
         raise
     finally:
-        link.release()
+        transport.release()
 
 
-class Link:
-    """Owns the threads between one connection and one container; stands in for `Launch`."""
+class ExecTransport:
+    """Owns the threads between one connection and one container; stands in for `PendingWorker`."""
 
     def __init__(self, sock: socket.socket, attachment: Attachment, timeouts: Timeouts) -> None:
         """
@@ -99,9 +99,9 @@ class Link:
         """Whether the container was there already."""
         return self._bridge is not None and self._attachment.log is None
 
-    def report(self) -> Ending:
+    def report(self) -> WorkerExit:
         """How the worker ended; empty if that is not known."""
-        ending = Ending()
+        ending = WorkerExit()
         with (
             contextlib.suppress(WorkerUnavailableError),
             daemon.connected(self._timeouts.docker) as client,
@@ -287,7 +287,7 @@ class Attachment:
 
     def _create(self, client: docker.DockerClient, errand: Errand) -> None:
         listen = ["--listen", LISTEN_NAME]
-        created = container.create(client, errand.order, self.name, listen, key=errand.key)
+        created = container.create(client, errand.request, self.name, listen, key=errand.key)
         log = LogTail()
         try:
             log.follow(client, created)

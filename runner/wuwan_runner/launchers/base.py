@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.gpus.placement import Placement
     from wuwan_runner.options import Timeouts, WorkerSpec
-    from wuwan_runner.worker import Order, Started
+    from wuwan_runner.worker import StartRequest, WorkerHandle
     from wuwan_worker.shared.protocol import Welcome
 
 
@@ -34,7 +34,7 @@ class Launcher(Protocol):
         """
         ...
 
-    def start(self, order: Order, listener: socket.socket) -> Started:
+    def start(self, request: StartRequest, listener: socket.socket) -> WorkerHandle:
         """Start a worker that serves `listener`; returns once the worker holds it.
 
         Raises:

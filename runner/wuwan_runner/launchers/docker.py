@@ -23,7 +23,7 @@ from wuwan_runner.containers import (
 from wuwan_runner.containers.endings import LogTail
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.wire import address
-from wuwan_runner.worker import Ending, new_name
+from wuwan_runner.worker import WorkerExit, new_name
 from wuwan_worker.shared.protocol import Adopt
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from wuwan_runner.gpus.placement import Placement
     from wuwan_runner.options import Timeouts, WorkerSpec
-    from wuwan_runner.worker import Order
+    from wuwan_runner.worker import StartRequest
     from wuwan_worker.shared.protocol import Welcome
 
 
-class DockerStarted:
+class DockerHandle:
     """A container that this process has started."""
 
     def __init__(self, name: str, timeouts: Timeouts, log: LogTail) -> None:
@@ -43,10 +43,10 @@ class DockerStarted:
         self._timeouts = timeouts
         self._log = log
 
-    def report(self) -> Ending:
-        """See `Started.report`."""
+    def report(self) -> WorkerExit:
+        """See `WorkerHandle.report`."""
         lines = self._log.ended(2.0)
-        ending = Ending()
+        ending = WorkerExit()
         with (
             contextlib.suppress(WorkerUnavailableError),
             daemon.connected(self._timeouts.docker) as client,
@@ -55,12 +55,12 @@ class DockerStarted:
         return ending.with_log(lines)
 
     def kill(self) -> None:
-        """See `Started.kill`."""
+        """See `WorkerHandle.kill`."""
         container.remove(self.name, self._timeouts)
         self.release()
 
     def release(self) -> None:
-        """See `Started.release`."""
+        """See `WorkerHandle.release`."""
         self._log.close()
 
 
@@ -90,13 +90,16 @@ class DockerLauncher:
         with daemon.connected(timeouts.docker) as client:
             return images.image_for(client, spec)
 
-    def start(self, order: Order, listener: socket.socket) -> DockerStarted:
+    def start(self, request: StartRequest, listener: socket.socket) -> DockerHandle:
         """See `Launcher.start`."""
-        name = new_name(order.spec.model)
+        name = new_name(request.spec.model)
         listen = [f"--adopt={boot_socket.TARGET}"]
-        with daemon.connected(order.timeouts.docker) as client, boot_socket.made() as (boot, path):
+        with (
+            daemon.connected(request.timeouts.docker) as client,
+            boot_socket.made() as (boot, path),
+        ):
             created = container.create(
-                client, order, name, listen, key=self.key(order.spec), boot=path
+                client, request, name, listen, key=self.key(request.spec), boot=path
             )
             log = LogTail()
             try:
@@ -105,10 +108,10 @@ class DockerLauncher:
                 boot_socket.hand_over(
                     boot,
                     listener,
-                    Adopt(token=order.token, shared=order.shared),
+                    Adopt(token=request.token, shared=request.shared),
                     log,
-                    order.timeouts.start,
-                    order.cancelled,
+                    request.timeouts.start,
+                    request.cancelled,
                     lambda: endings.post_mortem(client, name),
                 )
             except BaseException:
@@ -116,7 +119,7 @@ class DockerLauncher:
                 with contextlib.suppress(Exception):
                     client.api.remove_container(created, force=True, v=True)
                 raise
-        return DockerStarted(name, order.timeouts, log)
+        return DockerHandle(name, request.timeouts, log)
 
     def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
         """See `Launcher.kill`."""

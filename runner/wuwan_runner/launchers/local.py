@@ -14,14 +14,14 @@ from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.wire import address
-from wuwan_runner.worker import Ending, new_name
+from wuwan_runner.worker import WorkerExit, new_name
 from wuwan_worker.shared import bundle, peers
 
 if TYPE_CHECKING:
     import socket
 
     from wuwan_runner.options import Timeouts, WorkerSpec
-    from wuwan_runner.worker import Order
+    from wuwan_runner.worker import StartRequest
     from wuwan_worker.shared.protocol import Welcome
 
 # What each backend imports, and the extra of wuwan that installs it.
@@ -60,7 +60,7 @@ def _reap() -> None:
     _released[:] = [process for process in _released if process.poll() is None]
 
 
-class LocalStarted:
+class LocalHandle:
     """A worker process and the memory file that its output goes to."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], log: int) -> None:
@@ -68,17 +68,17 @@ class LocalStarted:
         self._process = process
         self._log = log
 
-    def report(self) -> Ending:
-        """See `Started.report`."""
+    def report(self) -> WorkerExit:
+        """See `WorkerHandle.report`."""
         try:
             # Its socket is closed, so it is ending; give the kernel a moment to say how.
             code = self._process.wait(timeout=2.0)
         except subprocess.TimeoutExpired:
-            return Ending()
+            return WorkerExit()
         size = os.fstat(self._log).st_size
         tail = os.pread(self._log, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode(errors="replace")
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Ending(
+        return WorkerExit(
             reason,
             tail.strip(),
             in_order=code == 0,
@@ -86,13 +86,13 @@ class LocalStarted:
         )
 
     def kill(self) -> None:
-        """See `Started.kill`."""
+        """See `WorkerHandle.kill`."""
         self._process.kill()
         self._process.wait(timeout=5.0)
         self.release()
 
     def release(self) -> None:
-        """See `Started.release`."""
+        """See `WorkerHandle.release`."""
         if self._log >= 0:
             os.close(self._log)
             self._log = -1
@@ -133,13 +133,13 @@ class LocalLauncher:
         obstacle = _not_installed("torch") if visible else None
         return placement.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
 
-    def start(self, order: Order, listener: socket.socket) -> LocalStarted:
+    def start(self, request: StartRequest, listener: socket.socket) -> LocalHandle:
         """See `Launcher.start`."""
-        spec = order.spec
-        placement = self.place(spec, order.timeouts)
-        device = placement.device(order.slot)
-        if placement.note and order.slot == 0:
-            order.notify(placement.note)
+        spec = request.spec
+        placement = self.place(spec, request.timeouts)
+        device = placement.device(request.slot)
+        if placement.note and request.slot == 0:
+            request.notify(placement.note)
         model = bundle.load(bundle.find(spec.model))
         on = "cuda" if device else "cpu"
         backend = model.backend_on(on) if spec.backend == "auto" else spec.backend
@@ -163,7 +163,7 @@ class LocalLauncher:
                     f"--model={model.root}",
                     f"--backend={spec.backend}",
                     f"--device={on}",
-                    f"--ttl={order.ttl}",
+                    f"--ttl={request.ttl}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -171,7 +171,7 @@ class LocalLauncher:
                 pass_fds=[listener.fileno()],
                 env={
                     **nvidia.environment(os.environ, device),
-                    peers.TOKEN_VARIABLE: order.token,
+                    peers.TOKEN_VARIABLE: request.token,
                 },
                 start_new_session=True,
                 cwd="/",
@@ -179,7 +179,7 @@ class LocalLauncher:
         except OSError as error:
             os.close(log)
             raise WorkerUnavailableError(f"cannot start a worker process: {error}") from None
-        return LocalStarted(name, process, log)
+        return LocalHandle(name, process, log)
 
     def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
         """See `Launcher.kill`."""

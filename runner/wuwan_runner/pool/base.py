@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner.gpus import placement
 from wuwan_runner.options import TTL
-from wuwan_runner.worker import Order
+from wuwan_runner.worker import StartRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +49,10 @@ class WorkerPool(ABC):
     def acquire_private(self) -> Connection:
         """A connection to a new worker that no other client will find; it ends with it."""
 
-    def _order(self, slot: int, *, private: bool, token: str = "", shared: bool = True) -> Order:
-        return Order(
+    def _request(
+        self, slot: int, *, private: bool, token: str = "", shared: bool = True
+    ) -> StartRequest:
+        return StartRequest(
             token=token,
             shared=shared,
             spec=self._options.spec,

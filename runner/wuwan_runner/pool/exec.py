@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 
-from wuwan_runner.containers.exec_channel import Attachment, Errand, Link
+from wuwan_runner.containers.exec_channel import Attachment, Errand, ExecTransport
 from wuwan_runner.pool.base import WorkerPool
 from wuwan_runner.wire.address import namespace
 from wuwan_runner.wire.connection import Connection, ConnectionLostError
@@ -27,9 +27,9 @@ class ExecPool(WorkerPool):
     def _connection(self, slot: int, name: str, *, private: bool) -> Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         timeouts = self._options.timeouts
-        errand = Errand(self._order(slot, private=private), self._key)
-        link = Link(theirs, Attachment(name, timeouts, errand), timeouts)
-        connection = Connection(ours, slot, private, timeouts, link)
+        errand = Errand(self._request(slot, private=private), self._key)
+        transport = ExecTransport(theirs, Attachment(name, timeouts, errand), timeouts)
+        connection = Connection(ours, slot, private, timeouts, transport)
         # A start that has failed already says why when its end is read.
         with contextlib.suppress(ConnectionLostError):
             connection.greet(self._options)

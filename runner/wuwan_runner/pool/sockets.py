@@ -7,7 +7,7 @@ import time
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.pool import eviction
 from wuwan_runner.pool.base import WorkerPool
-from wuwan_runner.pool.startup import Launch
+from wuwan_runner.pool.startup import PendingWorker
 from wuwan_runner.wire import address, proof
 from wuwan_runner.wire.address import Address
 from wuwan_runner.wire.connection import Connection, ConnectionLostError
@@ -63,13 +63,13 @@ class SocketPool(WorkerPool):
         # Before the token: it is made of what is kept.
         shared = self.launcher.contained and proof.keep()
         token = proof.token(place.name)
-        launch = Launch(
+        started = PendingWorker(
             self.launcher,
-            self._order(slot, private=private, token=token, shared=shared),
+            self._request(slot, private=private, token=token, shared=shared),
             listener,
             prepare=lambda: eviction.make_room(place, self._options.max_cached, self.notify),
         )
-        connection = Connection(sock, slot, private, self._options.timeouts, launch)
+        connection = Connection(sock, slot, private, self._options.timeouts, started)
         return self._greeted(connection, token)
 
     def _greeted(self, connection: Connection, token: str) -> Connection:
@@ -78,7 +78,7 @@ class SocketPool(WorkerPool):
             connection.greet(self._options)
         except ConnectionLostError:
             # A start that has failed already says why when its end is read.
-            if connection.launch is None:
+            if connection.started is None:
                 connection.close()
                 raise
         return connection

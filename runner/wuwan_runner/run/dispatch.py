@@ -33,7 +33,7 @@ from wuwan_runner.inputs.discover import OpenError, open_image
 from wuwan_runner.records import ItemFailure, Record, from_item
 from wuwan_runner.run import known_picture
 from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
-from wuwan_runner.worker import Ending
+from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
     Adopt,
@@ -390,7 +390,7 @@ class Dispatch:
         if fatal.code == FatalCode.BACKEND:
             self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED, told=True)
             return
-        if fatal.code == FatalCode.FORBIDDEN and connection.launch is None:
+        if fatal.code == FatalCode.FORBIDDEN and connection.started is None:
             # Of this user's, by its name's owner, but started where another secret is kept, or
             # none: it keeps its name.
             self._slot_offset += self._pool.count
@@ -422,8 +422,8 @@ class Dispatch:
         quiet = time.monotonic() - connection.last_activity
         self._pool.notify(f"{name} gave no answer for {quiet:.0f} s; it is being replaced")
         try:
-            if connection.launch is not None:
-                connection.launch.kill()
+            if connection.started is not None:
+                connection.started.kill()
             elif connection.welcome is not None:
                 self._pool.launcher.kill(connection.welcome, self._options.timeouts)
         except WorkerUnavailableError as error:
@@ -431,13 +431,13 @@ class Dispatch:
             self._slot_offset += self._pool.count
             self._pool.notify(f"{error} ({error.hint})")
         if connection.welcome is None:
-            if connection.launch is None:
+            if connection.started is None:
                 # Somebody else's; nothing is known of it but the name that it keeps.
                 self._slot_offset += self._pool.count
                 self._remove(connection)
                 self._count_race()
                 return
-            raise connection.launch.error or WorkerUnavailableError(
+            raise connection.started.error or WorkerUnavailableError(
                 f"{name} did not come up within {self._options.timeouts.start:.0f} s",
                 hint="`wuwan doctor` checks what it needs",
             )
@@ -459,24 +459,26 @@ class Dispatch:
             code: for the record of an image that is to blame.
             told: whether the worker itself has given the reason, which is the best to know.
         """
-        launch = connection.launch
-        if launch is not None and isinstance(launch.error, NoSharedFilesError):
-            self._no_descriptors(connection, str(launch.error))
+        started = connection.started
+        if started is not None and isinstance(started.error, NoSharedFilesError):
+            self._no_descriptors(connection, str(started.error))
             return
         self._remove(connection, release=False)
-        ending = launch.report() if launch is not None and code != ErrorCode.TIMEOUT else Ending()
+        ending = (
+            started.report() if started is not None and code != ErrorCode.TIMEOUT else WorkerExit()
+        )
         report = f"{reason}\n{ending.log}".strip() if told else str(ending)
-        if launch is not None:
-            launch.release()
-            if isinstance(launch.error, EndedByHandError):
+        if started is not None:
+            started.release()
+            if isinstance(started.error, EndedByHandError):
                 self._count_race()
                 return
-            if launch.error is not None:
-                raise launch.error
+            if started.error is not None:
+                raise started.error
         ended = not ending.reason or ending.in_order or ending.by_hand
         ended = ended and code != ErrorCode.TIMEOUT
         if connection.welcome is None:
-            if launch is None or launch.warm or ended:
+            if started is None or started.warm or ended:
                 # The end of its TTL, or somebody stops it; another one will be found or started.
                 self._count_race(report or reason)
                 return
@@ -485,7 +487,7 @@ class Dispatch:
                 hint="`wuwan doctor` checks what it needs",
             )
         items = self._unanswered(connection)
-        started_here = launch is not None and not launch.warm
+        started_here = started is not None and not started.warm
         loading = (
             not connection.ready
             and not connection.outstanding
@@ -533,8 +535,8 @@ class Dispatch:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.sock)
         connection.close()
-        if release and connection.launch is not None:
-            connection.launch.release()
+        if release and connection.started is not None:
+            connection.started.release()
 
     # ------------------------------------------------------------ the end
 

@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__
 from wuwan_worker.shared import protocol
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from wuwan_runner.errors import WorkerUnavailableError
     from wuwan_runner.options import TagOptions, Timeouts
-    from wuwan_runner.worker import Ending
+    from wuwan_runner.worker import StartedWorker
 
 # unix(7): more descriptors are under way than RLIMIT_NOFILE allows; receivers make room in no time.
 _RETRY_PAUSE = 0.005
@@ -27,32 +26,6 @@ _RETRY_PAUSE = 0.005
 
 class ConnectionLostError(Exception):
     """The worker is gone, or has broken the protocol."""
-
-
-class Backing(Protocol):
-    """What this process holds of a worker besides the connection: `Launch`, or an exec `Link`."""
-
-    @property
-    def warm(self) -> bool:
-        """Whether the worker was there before this run."""
-        ...
-
-    @property
-    def error(self) -> WorkerUnavailableError | None:
-        """Why it could not be started."""
-        ...
-
-    def report(self) -> Ending:
-        """How the worker ended, with its last log lines; empty if that is not known."""
-        ...
-
-    def kill(self) -> None:
-        """End the worker. Raises WorkerUnavailableError if it cannot be ended."""
-        ...
-
-    def release(self) -> None:
-        """Let go; the worker lives on by itself."""
-        ...
 
 
 @dataclass(slots=True)
@@ -72,7 +45,7 @@ class Connection:
     slot: int
     private: bool  # a worker of this run alone, for images that are suspected of killing workers
     timeouts: Timeouts
-    launch: Backing | None  # if this run has started the worker
+    started: StartedWorker | None  # if this run has started the worker
     token: str = ""  # see `proof`
     welcome: Welcome | None = None
     ready: bool = False  # the model is loaded

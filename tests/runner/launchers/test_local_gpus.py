@@ -16,7 +16,7 @@ from wuwan_runner.launchers import local
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.wire import address, control
-from wuwan_runner.worker import Order
+from wuwan_runner.worker import StartRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ def environment_of(spec: WorkerSpec, slot: int = 0) -> tuple[dict[str, str], lis
         listener.bind(address.private(launcher.key(spec)).name)
         listener.listen()
         started = launcher.start(
-            Order(spec=spec, slot=slot, ttl=0.0, timeouts=Timeouts(), notify=notes.append),
+            StartRequest(spec=spec, slot=slot, ttl=0.0, timeouts=Timeouts(), notify=notes.append),
             listener,
         )
         try:

@@ -17,7 +17,7 @@ from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.pool.choose import choose
-from wuwan_runner.worker import Order
+from wuwan_runner.worker import StartRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,9 +117,9 @@ class TestDocker:
         """The daemon's refusal comes with advice, and leaves no container (fault 10)."""
         has(offer)
         spec = WorkerSpec(model=MODEL, gpus="0")
-        order = Order(spec=spec, ttl=0.0, timeouts=Timeouts(), notify=lambda _: None)
+        request = StartRequest(spec=spec, ttl=0.0, timeouts=Timeouts(), notify=lambda _: None)
         with socket.socket() as listener, pytest.raises(WorkerUnavailableError) as caught:
-            DockerLauncher().start(order, listener)
+            DockerLauncher().start(request, listener)
         assert "device driver" in str(caught.value)
         assert "nvidia-smi" in caught.value.hint
         assert "--gpus none" in caught.value.hint

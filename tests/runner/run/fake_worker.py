@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wuwan_runner import launchers
 from wuwan_runner.pool.base import WorkerPool
 from wuwan_runner.wire.connection import Connection
-from wuwan_runner.worker import Ending
+from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
     Done,
@@ -69,11 +69,11 @@ class FakeWorker:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    # ------------------------------------------------------------ as `Backing`
+    # ------------------------------------------------------------ as `StartedWorker`
 
-    def report(self) -> Ending:
+    def report(self) -> WorkerExit:
         """As of a process that has crashed."""
-        return Ending("signal SIGSEGV", "the last log line")
+        return WorkerExit("signal SIGSEGV", "the last log line")
 
     def kill(self) -> None:
         """Wake it if it hangs, and have it end."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from wuwan_runner.containers import exec_channel
 from wuwan_runner.doctor import checks
 from wuwan_runner.doctor.checks import Outcome, Scope
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.options import Timeouts
-from wuwan_runner.pool import exec as exec_channel
 from wuwan_runner.pool import registry
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.address import Address
@@ -228,7 +228,7 @@ def test_the_end_of_the_way_there_is_no_workers_end(
     """A container that has gone is gone; a daemon that does not answer is worth a word."""
 
     def attach(*_: object) -> None:
-        raise exec_channel._NoContainerError("there is none")
+        raise exec_channel.NoContainerError("there is none")
 
     @contextlib.contextmanager
     def connected(timeout: float) -> Iterator[None]:
@@ -236,7 +236,7 @@ def test_the_end_of_the_way_there_is_no_workers_end(
             raise WorkerUnavailableError("no Docker daemon answers")
         yield None
 
-    monkeypatch.setattr(exec_channel.Link, "_attach", attach)
+    monkeypatch.setattr(exec_channel.Attachment, "open", attach)
     monkeypatch.setattr("wuwan_runner.containers.daemon.connected", connected)
     asked = exec_channel.control_of("worker", Timeouts(control=5.0))
     with pytest.raises(NoAnswerError) as caught, asked:
