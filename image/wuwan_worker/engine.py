@@ -6,7 +6,7 @@
 A backend on a GPU may bring a decoder of its own, which takes many images at once as soon as many
 are queued: one thread more, beside those of the CPU.
 
-Decoders fill the slots of the batch that is open, whichever client an image is from; an infer
+Decoders fill the rows of the batch that is open, whichever client an image is from; an infer
 thread takes it when it is full, or when nothing more is queued. So a single image never waits for
 company.
 """
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_COMPANY = 0.02  # seconds that an image may wait for others that are queued
+MAX_BATCH_DELAY = 0.02  # seconds that an image may wait for others that are queued
 
 
 @dataclass(slots=True)
-class _Slot:
+class _Row:
     job: Job
     width: int
     height: int
@@ -54,18 +54,18 @@ class _Batch:
 
     def __init__(self, capacity: int, size: int) -> None:
         self.pixels: NDArray[np.uint8] = np.empty((capacity, size, size, 3), np.uint8)
-        self.slots: list[_Slot] = []
+        self.rows: list[_Row] = []
         self.due = 0.0  # monotonic clock; when it need not wait for more any longer
 
-    def add(self, slot: _Slot, pixels: NDArray[np.uint8]) -> None:
-        if not self.slots:
-            self.due = time.monotonic() + _COMPANY
-        self.pixels[len(self.slots)] = pixels
-        self.slots.append(slot)
+    def add(self, row: _Row, pixels: NDArray[np.uint8]) -> None:
+        if not self.rows:
+            self.due = time.monotonic() + MAX_BATCH_DELAY
+        self.pixels[len(self.rows)] = pixels
+        self.rows.append(row)
 
     @property
     def full(self) -> bool:
-        return len(self.slots) == len(self.pixels)
+        return len(self.rows) == len(self.pixels)
 
 
 class Engine:
@@ -188,9 +188,9 @@ class Engine:
                     continue
                 while self._open is None or self._open.full:
                     self._room.wait()
-                self._open.add(_Slot(job, image.width, image.height, image.flaw), image.pixels)
+                self._open.add(_Row(job, image.width, image.height, image.flaw), image.pixels)
                 # The first one, so that somebody waits for company on its behalf.
-                if len(self._open.slots) == 1 or self._complete(self._open):
+                if len(self._open.rows) == 1 or self._complete(self._open):
                     self._work.notify()
         return True
 
@@ -211,7 +211,7 @@ class Engine:
         """
         with self._work:
             while True:
-                if self._open is None or not self._open.slots:
+                if self._open is None or not self._open.rows:
                     if self._closing:
                         return None
                     if self._park_wanted:
@@ -230,7 +230,7 @@ class Engine:
             return batch
 
     def _give_back(self, batch: _Batch) -> None:
-        batch.slots.clear()
+        batch.rows.clear()
         with self._work:
             self._free.append(batch)
 
@@ -240,13 +240,13 @@ class Engine:
                 if batch == "park":
                     backend.park()
                     continue
-                slots = batch.slots
-                levels = {slot.job.options.level for slot in slots}
-                scores = backend.infer(batch.pixels[: len(slots)], levels)
+                rows = batch.rows
+                levels = {row.job.options.level for row in rows}
+                scores = backend.infer(batch.pixels[: len(rows)], levels)
                 answers: dict[int, list[dict[str, Any]]] = {}
-                for number, slot in enumerate(slots):
-                    rows = scores[slot.job.options.level][number]
-                    answers.setdefault(slot.job.client, []).append(self._item(slot, rows))
+                for number, row in enumerate(rows):
+                    probabilities = scores[row.job.options.level][number]
+                    answers.setdefault(row.job.client, []).append(self._item(row, probabilities))
             except BaseException as error:
                 log.exception("the backend failed")
                 self._failed(error)
@@ -255,14 +255,14 @@ class Engine:
             for client, items in answers.items():
                 self._answer(client, items)
 
-    def _item(self, slot: _Slot, rows: NDArray[np.float32]) -> dict[str, Any]:
-        options = slot.job.options
+    def _item(self, row: _Row, scores: NDArray[np.float32]) -> dict[str, Any]:
+        options = row.job.options
         item = {
-            "id": slot.job.id,
-            "width": slot.width,
-            "height": slot.height,
-            "labels": self._rankings[options.level].top(rows, options.top_k, options.min_score),
+            "id": row.job.id,
+            "width": row.width,
+            "height": row.height,
+            "labels": self._rankings[options.level].top(scores, options.top_k, options.min_score),
         }
-        if slot.flaw is not None:
-            item["warning"] = {"code": str(slot.flaw.code), "message": slot.flaw.message}
+        if row.flaw is not None:
+            item["warning"] = {"code": str(row.flaw.code), "message": row.flaw.message}
         return item

@@ -77,7 +77,7 @@ class StartRequest:
     """What clients will show, where the worker cannot tell users apart."""
     shared: bool = True
     """Whether later runs will know it."""
-    slot: int = 0
+    index: int = 0
     """Which of several workers of that spec it is."""
     ttl: float
     """Seconds."""

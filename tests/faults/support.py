@@ -27,9 +27,9 @@ M = TypeVar("M", bound=Message)
 DEADLINE = 30.0  # seconds for any one step; far more than it takes, since the machine may be busy
 
 
-def place_of(runner: str, spec: WorkerSpec, slot: str = "0") -> Address:
+def place_of(runner: str, spec: WorkerSpec, index: str = "0") -> Address:
     """Where clients look for the worker of that kind."""
-    return Address(launchers.get(runner).key(spec), slot)
+    return Address(launchers.get(runner).key(spec), index)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def test_several_culprits(tools: Any, wuwan: Any, faulty_local: Any) -> None:
     codes = [record["error"]["code"] for record in records if "error" in record]
     assert codes == ["worker_crashed"] * 4
     tools.eventually(
-        lambda: not [place for place in address.listed() if place.slot.startswith("private")],
+        lambda: not [place for place in address.listed() if place.index.startswith("private")],
         10,
         "the private worker is gone",
     )

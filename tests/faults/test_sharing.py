@@ -72,7 +72,7 @@ def test_sixty_four_processes(
     ]
     most = 0
     while any(process.poll() is None for process in processes):
-        most = max(most, len([place for place in address.listed() if place.slot == "0"]))
+        most = max(most, len([place for place in address.listed() if place.index == "0"]))
         time.sleep(0.05)
     for directory, process in zip(directories, processes, strict=True):
         output, _ = process.communicate(timeout=10)

@@ -39,8 +39,8 @@ class _Lifted(torch.nn.Module):  # type: ignore[misc,unused-ignore]  # where tor
     def forward(self, images: Any, *weights: Any) -> Any:
         network = self._hidden[0]
         for name, tensor in zip(self._names, weights, strict=True):
-            slots, leaf = networks.slot(network, name)
-            slots[leaf] = tensor
+            tensors, leaf = networks.owner(network, name)
+            tensors[leaf] = tensor
         return network(images)
 
 

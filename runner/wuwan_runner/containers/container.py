@@ -104,8 +104,8 @@ def create(
         for target, source in ((TARGET, boot), (model, directory))
         if source
     ]
-    device = placed.device(request.slot)
-    if placed.note and request.slot == 0:
+    device = placed.device(request.index)
+    if placed.note and request.index == 0:
         request.notify(placed.note)
     try:
         created = client.api.create_container(

@@ -43,9 +43,9 @@ class Placement:
     image: str = ""  # of containers
     note: str = ""  # what a person may want to know about the choice
 
-    def device(self, slot: int) -> str | None:
-        """The GPU of the worker in that slot; None for the CPU. More workers go round and round."""
-        return self.devices[slot % len(self.devices)] if self.devices else None
+    def device(self, index: int) -> str | None:
+        """The GPU of the worker with that index; None: the CPU. More workers go round and round."""
+        return self.devices[index % len(self.devices)] if self.devices else None
 
 
 def by_name(choice: str) -> bool:

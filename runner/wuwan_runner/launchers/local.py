@@ -137,8 +137,8 @@ class LocalLauncher:
         """See `Launcher.start`."""
         spec = request.spec
         placement = self.place(spec, request.timeouts)
-        device = placement.device(request.slot)
-        if placement.note and request.slot == 0:
+        device = placement.device(request.index)
+        if placement.note and request.index == 0:
             request.notify(placement.note)
         model = bundle.load(bundle.find(spec.model))
         on = "cuda" if device else "cpu"

@@ -38,8 +38,8 @@ class WorkerPool(ABC):
         )
 
     @abstractmethod
-    def acquire(self, slot: int) -> Connection:
-        """A connection to the worker in that slot, which is started if there is none.
+    def acquire(self, index: int) -> Connection:
+        """A connection to the worker with that index, which is started if there is none.
 
         Raises:
             WorkerUnavailableError: if there is none to be had.
@@ -50,13 +50,13 @@ class WorkerPool(ABC):
         """A connection to a new worker that no other client will find; it ends with it."""
 
     def _request(
-        self, slot: int, *, private: bool, token: str = "", shared: bool = True
+        self, index: int, *, private: bool, token: str = "", shared: bool = True
     ) -> StartRequest:
         return StartRequest(
             token=token,
             shared=shared,
             spec=self._options.spec,
-            slot=slot,
+            index=index,
             ttl=0.0 if private else TTL if self._options.ttl is None else self._options.ttl,
             timeouts=self._options.timeouts,
             notify=self.notify,

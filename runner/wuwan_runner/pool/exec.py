@@ -15,21 +15,21 @@ from wuwan_runner.wire.connection import Connection, ConnectionLostError
 class ExecPool(WorkerPool):
     """See `WorkerPool`."""
 
-    def acquire(self, slot: int) -> Connection:
+    def acquire(self, index: int) -> Connection:
         """See `WorkerPool.acquire`."""
-        return self._connection(slot, f"{namespace()}-{self._key}-{slot}", private=False)
+        return self._connection(index, f"{namespace()}-{self._key}-{index}", private=False)
 
     def acquire_private(self) -> Connection:
         """See `WorkerPool.acquire_private`."""
         name = f"{namespace()}-{self._key}-private-{os.urandom(4).hex()}"
         return self._connection(0, name, private=True)
 
-    def _connection(self, slot: int, name: str, *, private: bool) -> Connection:
+    def _connection(self, index: int, name: str, *, private: bool) -> Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         timeouts = self._options.timeouts
-        errand = Errand(self._request(slot, private=private), self._key)
+        errand = Errand(self._request(index, private=private), self._key)
         transport = ExecTransport(theirs, Attachment(name, timeouts, errand), timeouts)
-        connection = Connection(ours, slot, private, timeouts, transport)
+        connection = Connection(ours, index, private, timeouts, transport)
         # A start that has failed already says why when its end is read.
         with contextlib.suppress(ConnectionLostError):
             connection.greet(self._options)

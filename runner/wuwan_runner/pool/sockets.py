@@ -19,10 +19,10 @@ _AGAIN = 0.002
 class SocketPool(WorkerPool):
     """Workers that share this machine's sockets."""
 
-    def acquire(self, slot: int) -> Connection:
-        """A connection to the worker in that slot, which is started if there is none.
+    def acquire(self, index: int) -> Connection:
+        """A connection to the worker with that index, which is started if there is none.
 
-        Binding the slot's name is what decides between several clients that want to start it: one
+        Binding the index's name is what decides between several clients that want to start it: one
         binds, the others find the name taken and connect to it.
 
         Raises:
@@ -30,13 +30,13 @@ class SocketPool(WorkerPool):
         """
         # Where anybody may be the listener there is no warm worker to be trusted.
         known = address.told_apart()
-        place = Address(self._key, str(slot)) if known else address.private(self._key)
+        place = Address(self._key, str(index)) if known else address.private(self._key)
         deadline = time.monotonic() + self._options.timeouts.start
         while time.monotonic() < deadline:
             if (sock := address.connect(place, _CONNECT)) is not None:
-                connection = Connection(sock, slot, False, self._options.timeouts, None)
+                connection = Connection(sock, index, False, self._options.timeouts, None)
                 return self._greeted(connection, proof.token(place.name))
-            if (started := self._start(place, slot, private=False)) is not None:
+            if (started := self._start(place, index, private=False)) is not None:
                 return started
             time.sleep(_AGAIN)
         raise WorkerUnavailableError(
@@ -52,7 +52,7 @@ class SocketPool(WorkerPool):
             raise WorkerUnavailableError(f"cannot listen on the socket {place.name[1:]}")
         return connection
 
-    def _start(self, place: Address, slot: int, *, private: bool) -> Connection | None:
+    def _start(self, place: Address, index: int, *, private: bool) -> Connection | None:
         listener = address.listen(place)
         if listener is None:
             return None
@@ -65,11 +65,11 @@ class SocketPool(WorkerPool):
         token = proof.token(place.name)
         started = PendingWorker(
             self.launcher,
-            self._request(slot, private=private, token=token, shared=shared),
+            self._request(index, private=private, token=token, shared=shared),
             listener,
             prepare=lambda: eviction.make_room(place, self._options.max_cached, self.notify),
         )
-        connection = Connection(sock, slot, private, self._options.timeouts, started)
+        connection = Connection(sock, index, private, self._options.timeouts, started)
         return self._greeted(connection, token)
 
     def _greeted(self, connection: Connection, token: str) -> Connection:

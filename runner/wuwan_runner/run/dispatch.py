@@ -113,7 +113,7 @@ class Dispatch:
         self._opened: deque[tuple[Item, int]] = deque()  # opened, not sent
         self._again: deque[Item] = deque()  # to be sent once more
         self._suspects: deque[Item] = deque()
-        self._slot_offset = 0
+        self._index_offset = 0
         self._over_exec = False
         self._losses = 0  # workers lost since an image was labelled, or found to be the cause
         self._trust = 0  # images that may be blamed before the next label
@@ -154,10 +154,10 @@ class Dispatch:
         try:
             count = self._pool.count
             while True:
-                slots = {connection.slot for connection in self._connections}
-                for slot in range(count):
-                    if slot + self._slot_offset not in slots:
-                        self._add(self._acquire(slot + self._slot_offset))
+                indices = {connection.index for connection in self._connections}
+                for index in range(count):
+                    if index + self._index_offset not in indices:
+                        self._add(self._acquire(index + self._index_offset))
                 if all(connection.ready for connection in self._connections):
                     return [c.welcome for c in self._connections if c.welcome is not None]
                 self._wait()
@@ -217,19 +217,19 @@ class Dispatch:
     def _ensure_workers(self) -> None:
         """Have as many workers as there is work for."""
         if self._opened:
-            slots = {c.slot for c in self._connections if not c.private}
+            indices = {c.index for c in self._connections if not c.private}
             # One batch needs one worker; more are started once there is more to do.
             busy = self._connections and self._next > self._options.batch_size
             for number in range(self._pool.count if busy else 1):
-                if number + self._slot_offset not in slots:
-                    self._add(self._acquire(number + self._slot_offset))
+                if number + self._index_offset not in indices:
+                    self._add(self._acquire(number + self._index_offset))
         if self._suspects and not any(c.private for c in self._connections):
             self._add(self._pool.acquire_private())
 
-    def _acquire(self, slot: int) -> Connection:
+    def _acquire(self, index: int) -> Connection:
         while True:
             try:
-                return self._pool.acquire(slot)
+                return self._pool.acquire(index)
             except ConnectionLostError:
                 self._count_race()
 
@@ -393,7 +393,7 @@ class Dispatch:
         if fatal.code == FatalCode.FORBIDDEN and connection.started is None:
             # Of this user's, by its name's owner, but started where another secret is kept, or
             # none: it keeps its name.
-            self._slot_offset += self._pool.count
+            self._index_offset += self._pool.count
             self._remove(connection)
             self._pool.notify(f"a warm worker is left alone: {fatal.message}")
             self._count_race(fatal.message)
@@ -428,12 +428,12 @@ class Dispatch:
                 self._pool.launcher.kill(connection.welcome, self._options.timeouts)
         except WorkerUnavailableError as error:
             # It keeps its name, so its successor needs another one.
-            self._slot_offset += self._pool.count
+            self._index_offset += self._pool.count
             self._pool.notify(f"{error} ({error.hint})")
         if connection.welcome is None:
             if connection.started is None:
                 # Somebody else's; nothing is known of it but the name that it keeps.
-                self._slot_offset += self._pool.count
+                self._index_offset += self._pool.count
                 self._remove(connection)
                 self._count_race()
                 return

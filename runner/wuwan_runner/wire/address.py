@@ -37,12 +37,12 @@ class Address:
     """The name of one worker's socket."""
 
     key: str  # what the worker is
-    slot: str  # "0", "1", … of several alike; random for a private one
+    index: str  # "0", "1", … of several alike; random for a private one
 
     @property
     def name(self) -> str:
         """The abstract socket's name, with its leading NUL."""
-        return f"\0{namespace()}/{os.getuid()}/{self.key}/{self.slot}"
+        return f"\0{namespace()}/{os.getuid()}/{self.key}/{self.index}"
 
 
 def key(runner: str, details: Mapping[str, str]) -> str:
@@ -101,4 +101,4 @@ def listed() -> list[Address]:
         parts = name.removeprefix(prefix).split("/")
         if name.startswith(prefix) and len(parts) == 2:
             found.add(Address(*parts))
-    return sorted(found, key=lambda address: (address.key, address.slot))
+    return sorted(found, key=lambda address: (address.key, address.index))

@@ -42,7 +42,7 @@ class Connection:
     """A connection to a worker that is up or on its way up."""
 
     sock: socket.socket
-    slot: int
+    index: int
     private: bool  # a worker of this run alone, for images that are suspected of killing workers
     timeouts: Timeouts
     started: StartedWorker | None  # if this run has started the worker

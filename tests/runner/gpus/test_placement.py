@@ -82,7 +82,7 @@ def test_a_worker_for_each_chosen_gpu() -> None:
 def test_more_workers_go_round() -> None:
     """Worker n gets the n-th GPU, round and round; on a CPU nobody gets one."""
     placement = choose("1,0", TWO)
-    assert [placement.device(slot) for slot in range(4)] == ["GPU-b", "GPU-a", "GPU-b", "GPU-a"]
+    assert [placement.device(index) for index in range(4)] == ["GPU-b", "GPU-a", "GPU-b", "GPU-a"]
     assert Placement().device(3) is None
 
 

@@ -58,14 +58,14 @@ def devices() -> list[str]:
     return sorted(seen.status.device for seen in control.survey(5.0) if seen.status)
 
 
-def environment_of(spec: WorkerSpec, slot: int = 0) -> tuple[dict[str, str], list[str], list[str]]:
+def environment_of(spec: WorkerSpec, index: int = 0) -> tuple[dict[str, str], list[str], list[str]]:
     """Start a worker: its environment, its arguments, and what the user is told."""
     launcher, notes = LocalLauncher(), list[str]()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(address.private(launcher.key(spec)).name)
         listener.listen()
         started = launcher.start(
-            StartRequest(spec=spec, slot=slot, ttl=0.0, timeouts=Timeouts(), notify=notes.append),
+            StartRequest(spec=spec, index=index, ttl=0.0, timeouts=Timeouts(), notify=notes.append),
             listener,
         )
         try:
@@ -109,7 +109,7 @@ def test_a_lost_gpu_is_not_replaced_by_the_cpu(
 
 
 @pytest.mark.parametrize(
-    ("visible", "choice", "slot", "seen"),
+    ("visible", "choice", "index", "seen"),
     [
         (None, "1", 0, "1"),
         (None, "0,2", 1, "2"),
@@ -125,14 +125,14 @@ def test_indices_are_into_what_the_user_sees(
     monkeypatch: pytest.MonkeyPatch,
     visible: str | None,
     choice: str,
-    slot: int,
+    index: int,
     seen: str,
 ) -> None:
     """CUDA_VISIBLE_DEVICES is respected, with indices and with UUIDs."""
     machine(3)
     if visible is not None:
         monkeypatch.setenv(nvidia.VISIBLE, visible)
-    environment, arguments, notes = environment_of(WorkerSpec(model=model, gpus=choice), slot)
+    environment, arguments, notes = environment_of(WorkerSpec(model=model, gpus=choice), index)
     assert environment[nvidia.VISIBLE] == seen
     assert "--device=cuda" in arguments
     assert notes == []

@@ -157,19 +157,19 @@ class FakePool(WorkerPool):
         super().__init__(launchers.get("local"), options, world.told.append)
         self._world = world
 
-    def acquire(self, slot: int) -> Connection:
+    def acquire(self, index: int) -> Connection:
         """See `WorkerPool.acquire`."""
-        return self._connection(slot, private=False)
+        return self._connection(index, private=False)
 
     def acquire_private(self) -> Connection:
         """See `WorkerPool.acquire_private`."""
         self._world.private += 1
         return self._connection(0, private=True)
 
-    def _connection(self, slot: int, *, private: bool) -> Connection:
+    def _connection(self, index: int, *, private: bool) -> Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         worker = FakeWorker(theirs, self._world.act, self._world.credits)
         self._world.workers.append(worker)
-        connection = Connection(ours, slot, private, self._options.timeouts, worker)
+        connection = Connection(ours, index, private, self._options.timeouts, worker)
         connection.greet(self._options)
         return connection

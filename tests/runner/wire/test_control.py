@@ -73,11 +73,11 @@ PATIENCE = 0.5  # seconds
 
 @pytest.fixture
 def listen() -> Iterator[Callable[[str], socket.socket]]:
-    """`listen(slot)` takes the name of a worker in that slot, and says nothing."""
+    """`listen(index)` takes the name of a worker with that index, and says nothing."""
     with contextlib.ExitStack() as stack:
 
-        def make(slot: str) -> socket.socket:
-            listener = address.listen(Address("key", slot))
+        def make(index: str) -> socket.socket:
+            listener = address.listen(Address("key", index))
             assert listener is not None
             return stack.enter_context(listener)
 
@@ -86,11 +86,11 @@ def listen() -> Iterator[Callable[[str], socket.socket]]:
 
 @pytest.fixture
 def stub(listen: Callable[[str], socket.socket]) -> Iterator[Callable[[str], None]]:
-    """`stub(slot)` starts a real worker there, one that has no model to load."""
+    """`stub(index)` starts a real worker there, one that has no model to load."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(slot: str) -> None:
-        with listen(slot) as listener:
+    def start(index: str) -> None:
+        with listen(index) as listener:
             command = [sys.executable, "-m", "wuwan_worker.programs.stub", "--listen-fd"]
             processes.append(
                 subprocess.Popen(
@@ -99,7 +99,7 @@ def stub(listen: Callable[[str], socket.socket]) -> Iterator[Callable[[str], Non
                     stderr=subprocess.DEVNULL,
                 )
             )
-        with control.attach(Address("key", slot), 20.0) as worker:
+        with control.attach(Address("key", index), 20.0) as worker:
             worker.status()
 
     yield start
@@ -120,16 +120,16 @@ def test_those_that_hang_cost_one_timeout(
     seen = control.survey(PATIENCE)
     took = time.monotonic() - begin
     assert PATIENCE <= took < 2 * PATIENCE, took
-    assert [one.address.slot for one in seen] == [*"0123", "3a", *"4567", "9"]
-    assert [one.address.slot for one in seen if one.status] == ["3a", "9"]
+    assert [one.address.index for one in seen] == [*"0123", "3a", *"4567", "9"]
+    assert [one.address.index for one in seen if one.status] == ["3a", "9"]
     assert {one.problem for one in seen if not one.status} == {"no answer within 0.5 s"}
     assert not [one for one in threading.enumerate() if one.name.startswith("ask")]
 
 
 def test_one_is_left_out(listen: Callable[[str], socket.socket]) -> None:
     """The one that is just being started is not asked."""
-    for slot in "01":
-        listen(slot)
+    for index in "01":
+        listen(index)
     (seen,) = control.survey(0.1, without=Address("key", "0"))
     assert seen.address == Address("key", "1")
 

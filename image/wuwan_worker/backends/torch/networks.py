@@ -69,8 +69,8 @@ def network(architecture: str, classes: int) -> Any:
     return empty.eval()
 
 
-def slot(network: Any, name: str) -> tuple[dict[str, Any], str]:
+def owner(network: Any, name: str) -> tuple[dict[str, Any], str]:
     """Where a network keeps the tensor of that name, to put another one there."""
-    owner, _, leaf = name.rpartition(".")
-    module = network.get_submodule(owner)
+    path, _, leaf = name.rpartition(".")
+    module = network.get_submodule(path)
     return (module._parameters if leaf in module._parameters else module._buffers), leaf  # noqa: SLF001

@@ -61,7 +61,7 @@ class Block:
         """
         self._network = network
         self._device = device
-        self._slots: list[tuple[dict[str, Any], str, _Place]] = []
+        self._tensors: list[tuple[dict[str, Any], str, _Place]] = []
         whole = {
             name
             for name, module in network.named_modules()
@@ -73,17 +73,17 @@ class Block:
         for name, tensor in network.state_dict().items():
             if not tensor.is_floating_point():  # how many batches a batch norm has seen
                 continue
-            slots, leaf = networks.slot(network, name)
+            tensors, leaf = networks.owner(network, name)
             kind = torch.float32 if name.rpartition(".")[0] in whole else dtype
             place = _Place(size, tuple(tensor.shape), kind)
             size += -(-place.bytes // _ALIGNMENT) * _ALIGNMENT
-            self._slots.append((slots, leaf, place))
+            self._tensors.append((tensors, leaf, place))
             read.append((place, sources[name][1]))
         for name, buffer in network.named_buffers():
             if name not in sources:  # computed when the network was built; they are small, and stay
                 kind = dtype if buffer.is_floating_point() else buffer.dtype
-                slots, leaf = networks.slot(network, name)
-                slots[leaf] = buffer.to(device, kind)
+                tensors, leaf = networks.owner(network, name)
+                tensors[leaf] = buffer.to(device, kind)
         self.bytes = size
         self._host = torch.empty(size, dtype=torch.uint8)
         if device.type == "cuda":
@@ -116,8 +116,8 @@ class Block:
         self._assign(torch.empty(self.bytes, dtype=torch.uint8, device="meta"))
 
     def _assign(self, block: Any) -> None:
-        for slots, leaf, place in self._slots:
-            slots[leaf] = place.of(block)
+        for tensors, leaf, place in self._tensors:
+            tensors[leaf] = place.of(block)
 
 
 class _Place:
