@@ -83,7 +83,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Endpoint:
     """Where a worker listens, and to whom."""
 
     listener: socket.socket
@@ -92,7 +92,7 @@ class _Place:
     shared: bool = True  # whether several runs have it
 
 
-def _listener(arguments: argparse.Namespace) -> _Place:
+def _listener(arguments: argparse.Namespace) -> _Endpoint:
     if arguments.listen_fd is not None:
         listener = socket.socket(fileno=arguments.listen_fd)
         token = os.environ.pop(peers.TOKEN_VARIABLE, "")
@@ -102,21 +102,21 @@ def _listener(arguments: argparse.Namespace) -> _Place:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(f"\0{arguments.listen}")
     sock.listen(512)
-    return _Place(sock, os.getuid())
+    return _Endpoint(sock, os.getuid())
 
 
-def _guarded(listener: socket.socket, owner: int, adopt: Adopt) -> _Place:
+def _guarded(listener: socket.socket, owner: int, adopt: Adopt) -> _Endpoint:
     """Asks for a token only where that is needed: without one, workers are shared by all runs."""
     if not peers.ambiguous(owner):
-        return _Place(listener, owner)
+        return _Endpoint(listener, owner)
     if not adopt.token:
         listener.close()
         raise OSError("users cannot be told apart here, and there is no token to ask them for")
     log.info("users cannot be told apart here: clients have to show a token")
-    return _Place(listener, owner, adopt.token, adopt.shared)
+    return _Endpoint(listener, owner, adopt.token, adopt.shared)
 
 
-def _adopt(path: str) -> _Place:
+def _adopt(path: str) -> _Endpoint:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
         launcher.settimeout(ADOPT_TIMEOUT)
         launcher.connect(path)
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     try:
-        place = _listener(arguments)
+        endpoint = _listener(arguments)
     except (OSError, protocol.ProtocolError) as error:
         log.error("no socket to listen on: %s", error)
         return EXIT_SOCKET
@@ -208,10 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = bundle.load(bundle.find(arguments.model))
     except bundle.BundleError as error:
         log.error("%s", error)
-        place.listener.close()
+        endpoint.listener.close()
         return EXIT_MODEL
     server = Server(
-        place.listener,
+        endpoint.listener,
         Identity(
             name=arguments.name,
             model=model.name,
@@ -221,13 +221,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             default_level=model.default_level,
         ),
         Lifecycle(
-            ttl=arguments.ttl if place.shared else 0.0,
+            ttl=arguments.ttl if endpoint.shared else 0.0,
             grace=arguments.grace,
             park_after=arguments.park_after if arguments.device == "cuda" else math.inf,
         ),
-        owner=place.owner,
-        token=place.token,
-        shared=place.shared,
+        owner=endpoint.owner,
+        token=endpoint.token,
+        shared=endpoint.shared,
         credits_=max(
             CREDITS_ON_GPU if arguments.device == "cuda" else CREDITS,
             CREDITS_PER_CORE * cores.available(),

@@ -27,38 +27,38 @@ M = TypeVar("M", bound=Message)
 DEADLINE = 30.0  # seconds for any one step; far more than it takes, since the machine may be busy
 
 
-def place_of(runner: str, spec: WorkerSpec, index: str = "0") -> Address:
+def address_of(runner: str, spec: WorkerSpec, index: str = "0") -> Address:
     """Where clients look for the worker of that kind."""
     return Address(launchers.get(runner).key(spec), index)
 
 
 @contextmanager
 def worker_at(
-    place: Address, runner: str, spec: WorkerSpec | None = None, ttl: float = 600.0
+    target: Address, runner: str, spec: WorkerSpec | None = None, ttl: float = 600.0
 ) -> Iterator[None]:
     """A real worker of that runner at an address of the test's choice; ready, killed in the end."""
-    listener = address.listen(place)
-    assert listener is not None, f"{place} is taken"
+    listener = address.listen(target)
+    assert listener is not None, f"{target} is taken"
     with listener:
         request = StartRequest(
             spec=spec or WorkerSpec(), ttl=ttl, timeouts=Timeouts(), notify=lambda _: None
         )
         started = launchers.get(runner).start(request, listener)
     try:
-        wait_until_ready(place)
+        wait_until_ready(target)
         yield
     finally:
         started.kill()
 
 
-def wait_until_ready(place: Address) -> None:
+def wait_until_ready(target: Address) -> None:
     """Wait until the model of the worker at that address is loaded."""
     deadline = time.monotonic() + DEADLINE
     while True:
-        with contextlib.suppress(control.NoAnswerError), control.attach(place, 10.0) as worker:
+        with contextlib.suppress(control.NoAnswerError), control.attach(target, 10.0) as worker:
             if worker.status().state != protocol.State.STARTING:
                 return
-        assert time.monotonic() < deadline, f"no worker at {place}"
+        assert time.monotonic() < deadline, f"no worker at {target}"
         time.sleep(0.05)
 
 
@@ -178,9 +178,9 @@ class Proxy:
 class Client:
     """One connection to a worker, frame by frame."""
 
-    def __init__(self, place: Address, *, timeout: float = DEADLINE) -> None:
-        sock = address.connect(place, timeout)
-        assert sock is not None, f"no worker at {place}"
+    def __init__(self, target: Address, *, timeout: float = DEADLINE) -> None:
+        sock = address.connect(target, timeout)
+        assert sock is not None, f"no worker at {target}"
         self.sock = sock
         self._decoder = FrameDecoder()
         self._messages: list[Message] = []
@@ -242,9 +242,9 @@ class Client:
         self.close()
 
 
-def status_of(place: Address) -> protocol.Status:
+def status_of(target: Address) -> protocol.Status:
     """What the worker at that address says of itself."""
-    with control.attach(place, DEADLINE) as worker:
+    with control.attach(target, DEADLINE) as worker:
         return worker.status()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.support import Plan, Proxy, frame_ends, place_of, worker_at
+from tests.faults.support import Plan, Proxy, address_of, frame_ends, worker_at
 from wuwan_runner import Tagger, TagOptions, WorkerSpec
 
 RUNNERS = ["local", pytest.param("docker", marks=pytest.mark.docker)]
@@ -36,7 +36,7 @@ def test_every_cut_is_made_good(
     spec = _spec(runner, request)
     options = TagOptions(spec=spec, runner=runner, ttl=2.0, batch_size=2)
     album = tools.album(10)
-    front, back = place_of(runner, spec), place_of(runner, spec, "real")
+    front, back = address_of(runner, spec), address_of(runner, spec, "real")
     plans = [Plan()]
     with (
         worker_at(back, runner, spec),
@@ -72,7 +72,7 @@ def test_cut_each_time(
     """Who loses every connection gets all lines all the same: through a worker of its own."""
     spec = _spec(runner, request)
     album = tools.album(12)
-    front, back = place_of(runner, spec), place_of(runner, spec, "real")
+    front, back = address_of(runner, spec), address_of(runner, spec, "real")
     with worker_at(back, runner, spec), Proxy(front, back, lambda _: Plan(outward=700)) as proxy:
         image = ("--image", spec.image) if spec.image else ()
         done = wuwan("tag", album.root, "--runner", runner, "--ttl", 1, "--batch-size", 4, *image)
@@ -89,7 +89,7 @@ def test_lines_missing_are_never_success(
     spec = WorkerSpec()
     album = tools.album(12)
     target = tmp_path / "tags.jsonl"
-    front, back = place_of("local", spec), place_of("local", spec, "real")
+    front, back = address_of("local", spec), address_of("local", spec, "real")
     with worker_at(back, "local", spec), Proxy(front, back, lambda _: Plan(outward=2500)):
         faulty_local(WUWAN_FAULT_LOAD="raise")
         arguments = ("tag", album.root, "--runner", "local", "--batch-size", 1)

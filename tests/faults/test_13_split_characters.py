@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.support import Plan, Proxy, place_of, worker_at
+from tests.faults.support import Plan, Proxy, address_of, worker_at
 from wuwan_runner import WorkerSpec
 from wuwan_runner.wire import address
 from wuwan_worker.shared import protocol
@@ -57,8 +57,8 @@ def _line(path: str, labels: list[dict[str, Any]]) -> str:
 class FakeWorker:
     """Speaks our protocol, answers with labels of the test's choice, one byte at a time."""
 
-    def __init__(self, place: Address, labels: list[list[dict[str, Any]]]) -> None:
-        listener = address.listen(place)
+    def __init__(self, target: Address, labels: list[list[dict[str, Any]]]) -> None:
+        listener = address.listen(target)
         assert listener is not None
         self._listener = listener
         self._labels = labels
@@ -144,7 +144,7 @@ def test_labels_of_100_kb_byte_by_byte(tools: Any, chinese: list[str]) -> None:
         [{"label": _long(100_000, i), "score": 0.5, "id": "n1", "broader": [SPECIMEN, "动物"]}]
         for i in range(len(chinese))
     ]
-    with FakeWorker(place_of("local", WorkerSpec()), labels):
+    with FakeWorker(address_of("local", WorkerSpec()), labels):
         run = tools.start("tag", *chinese, "--runner", "local")
         output = _read_slowly(run)
         code, _, messages = run.finish()
@@ -189,7 +189,7 @@ def test_real_worker_byte_by_byte(
     spec = WorkerSpec(model=str(bundle))
     plain = wuwan("tag", *chinese, "--runner", "local", "--ttl", 0)
     assert plain.returncode == 0, plain.stderr
-    front, back = place_of("local", spec), place_of("local", spec, "real")
+    front, back = address_of("local", spec), address_of("local", spec, "real")
     with worker_at(back, "local", spec), Proxy(front, back, lambda _: Plan(piece=1)):
         done = wuwan("tag", *chinese, "--runner", "local", "--model", bundle)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.support import place_of, status_of, wait_until_ready
+from tests.faults.support import address_of, status_of, wait_until_ready
 from wuwan_runner import Tagger, TagOptions, WorkerSpec, WorkerUnavailableError
 
 if TYPE_CHECKING:
@@ -163,11 +163,11 @@ def test_warm_worker_holds_no_more(
     image = request.getfixturevalue("docker_image") if runner == "docker" else ""
     arguments = ("--runner", runner, *(("--image", image) if image else ()), "--ttl", 60)
     assert wuwan("warm", *arguments).returncode == 0
-    place = place_of(runner, WorkerSpec(image=image))
-    wait_until_ready(place)
+    target = address_of(runner, WorkerSpec(image=image))
+    wait_until_ready(target)
     album = tools.album(80)
     assert wuwan("tag", album.root, *arguments).returncode == 0
-    status = status_of(place)
+    status = status_of(target)
     descriptors = _worker_descriptors(tools, runner, status.name, status.pid)
     before = _settled(descriptors)  # the last client's may still be there
     for _ in range(4):
@@ -176,6 +176,6 @@ def test_warm_worker_holds_no_more(
         run.send(signal.SIGKILL)
         run.finish()
         assert wuwan("tag", album.root / "nothing", *album.paths[:3], *arguments).returncode == 3
-    tools.eventually(lambda: status_of(place).idle_for is not None, 20, "the worker is idle")
+    tools.eventually(lambda: status_of(target).idle_for is not None, 20, "the worker is idle")
     tools.eventually(lambda: descriptors() == before, 10, f"descriptors are {before} again")
-    assert status_of(place).name == status.name
+    assert status_of(target).name == status.name

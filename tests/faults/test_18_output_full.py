@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.support import place_of, status_of
+from tests.faults.support import address_of, status_of
 from wuwan_runner import WorkerSpec
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def warm(request: pytest.FixtureRequest, wuwan: Any, runner: str) -> tuple[str, 
 
 def _released(tools: Any, runner: str, warm: tuple[str, ...]) -> None:
     """The worker lives, without client and without work."""
-    place = place_of(runner, WorkerSpec(image=warm[5] if runner == "docker" else ""))
-    tools.eventually(lambda: status_of(place).idle_for is not None, 5, "the worker is released")
+    target = address_of(runner, WorkerSpec(image=warm[5] if runner == "docker" else ""))
+    tools.eventually(lambda: status_of(target).idle_for is not None, 5, "the worker is released")
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -76,8 +76,8 @@ def test_reader_that_leaves(tools: Any, runner: str, warm: tuple[str, ...]) -> N
     assert end == b"codes 0 0"
     assert done.stderr == b""
     _released(tools, runner, warm)
-    place = place_of(runner, WorkerSpec(image=warm[5] if runner == "docker" else ""))
-    assert status_of(place).images_done < 300  # the run ended with its reader
+    target = address_of(runner, WorkerSpec(image=warm[5] if runner == "docker" else ""))
+    assert status_of(target).images_done < 300  # the run ended with its reader
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.support import DEADLINE, Client, place_of, status_of
+from tests.faults.support import DEADLINE, Client, address_of, status_of
 from wuwan_runner import WorkerSpec
 from wuwan_runner.wire import address
 from wuwan_worker.shared import protocol
@@ -31,8 +31,8 @@ RUNNERS = ["local", pytest.param("docker", marks=pytest.mark.docker)]
 SLOW_PEERS = 100
 
 
-def _raw(place: Address) -> socket.socket:
-    sock = address.connect(place, 5.0)
+def _raw(target: Address) -> socket.socket:
+    sock = address.connect(target, 5.0)
     assert sock is not None
     return sock
 
@@ -44,43 +44,43 @@ def _refused(sock: socket.socket) -> None:
             pass
 
 
-def _garbage(place: Address) -> None:
-    sock = _raw(place)
+def _garbage(target: Address) -> None:
+    sock = _raw(target)
     with contextlib.suppress(OSError):
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n" + random.randbytes(5000))
     _refused(sock)
 
 
-def _huge_length(place: Address) -> None:
-    sock = _raw(place)
+def _huge_length(target: Address) -> None:
+    sock = _raw(target)
     sock.sendall(protocol.HEADER.pack(protocol.MAGIC, 0, 0xFFFF_FFFF))
     _refused(sock)
 
 
-def _deep_nesting(place: Address) -> None:
-    sock = _raw(place)
+def _deep_nesting(target: Address) -> None:
+    sock = _raw(target)
     payload = b"\xdd\x7f\xff\xff\xff" * 20_000  # arrays that claim two thousand million elements
     with contextlib.suppress(OSError):
         sock.sendall(protocol.HEADER.pack(protocol.MAGIC, 0, len(payload)) + payload)
     _refused(sock)
 
 
-def _wrong_version(place: Address) -> None:
-    sock = _raw(place)
+def _wrong_version(target: Address) -> None:
+    sock = _raw(target)
     sock.sendall(protocol.encode(Hello(version=999)))
     _refused(sock)
 
 
-def _answers_instead_of_questions(place: Address) -> None:
-    client = Client(place)
+def _answers_instead_of_questions(target: Address) -> None:
+    client = Client(target)
     client.hello()
     client.sock.sendall(protocol.encode(protocol.Done(count=7)))
     _refused(client.sock)
 
 
-def _descriptor_flood(place: Address) -> None:
+def _descriptor_flood(target: Address) -> None:
     """As many descriptors as the kernel takes, again and again, declared by nobody."""
-    sock, null = _raw(place), os.open(os.devnull, os.O_RDONLY)
+    sock, null = _raw(target), os.open(os.devnull, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             for _ in range(20):
@@ -90,8 +90,8 @@ def _descriptor_flood(place: Address) -> None:
     _refused(sock)
 
 
-def _too_many_images(place: Address) -> None:
-    client, null = Client(place), os.open(os.devnull, os.O_RDONLY)
+def _too_many_images(target: Address) -> None:
+    client, null = Client(target), os.open(os.devnull, os.O_RDONLY)
     welcome = client.hello()
     ids = list(range(welcome.credits + 1))
     try:
@@ -102,16 +102,16 @@ def _too_many_images(place: Address) -> None:
     _refused(client.sock)
 
 
-def _images_without_descriptors(place: Address) -> None:
-    client = Client(place)
+def _images_without_descriptors(target: Address) -> None:
+    client = Client(target)
     client.hello()
     client.sock.sendall(protocol.encode(Images(ids=[1, 2, 3])))
     _refused(client.sock)
 
 
-def _vanishing(place: Address) -> None:
+def _vanishing(target: Address) -> None:
     """Leaves in the middle of a frame, with images under way."""
-    client, null = Client(place), os.open("/dev/zero", os.O_RDONLY)
+    client, null = Client(target), os.open("/dev/zero", os.O_RDONLY)
     client.hello()
     try:
         protocol.send_frame(client.sock, Images(ids=[1]), [null])
@@ -121,9 +121,9 @@ def _vanishing(place: Address) -> None:
     client.close()
 
 
-def _never_reading(place: Address) -> None:
+def _never_reading(target: Address) -> None:
     """Asks and asks, and reads no answer."""
-    client = Client(place, timeout=0.2)
+    client = Client(target, timeout=0.2)
     client.hello(tagging=False)
     with contextlib.suppress(OSError):
         for _ in range(2000):
@@ -146,12 +146,12 @@ ATTACKS = [
 
 
 @contextlib.contextmanager
-def _slow_peers(place: Address) -> Iterator[list[socket.socket]]:
+def _slow_peers(target: Address) -> Iterator[list[socket.socket]]:
     """Connections that send one byte of a header, and no more."""
     peers = []
     try:
         for _ in range(SLOW_PEERS):
-            peers.append(_raw(place))  # closed if one fails
+            peers.append(_raw(target))  # closed if one fails
             peers[-1].sendall(protocol.MAGIC[:1])
         yield peers
     finally:
@@ -162,10 +162,10 @@ def _slow_peers(place: Address) -> Iterator[list[socket.socket]]:
 class _Attackers:
     """Threads that attack until they are told to stop."""
 
-    def __init__(self, place: Address) -> None:
+    def __init__(self, target: Address) -> None:
         self.counts = dict.fromkeys((attack.__name__ for attack in ATTACKS), 0)
         self.errors: list[BaseException] = []
-        self._place = place
+        self._place = target
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(attack,), daemon=True) for attack in ATTACKS
@@ -197,10 +197,10 @@ def test_run_goes_on_under_attack(
     image = request.getfixturevalue("docker_image") if runner == "docker" else ""
     arguments = ("--runner", runner, "--ttl", 60, *(("--image", image) if image else ()))
     assert wuwan("warm", *arguments).returncode == 0
-    place = place_of(runner, WorkerSpec(image=image))
-    name = status_of(place).name
+    target = address_of(runner, WorkerSpec(image=image))
+    name = status_of(target).name
     album = tools.album(60)
-    with _slow_peers(place), _Attackers(place) as attackers:
+    with _slow_peers(target), _Attackers(target) as attackers:
         for _ in range(2):
             done = wuwan("tag", album.root, *arguments)
             assert done.returncode == 0, done.stderr.decode()
@@ -209,18 +209,18 @@ def test_run_goes_on_under_attack(
     assert not attackers.errors
     assert all(attackers.counts.values()), attackers.counts
     # The same worker, with nothing left of all this.
-    tools.eventually(lambda: status_of(place).idle_for is not None, 20, "the worker is idle")
-    status = status_of(place)
+    tools.eventually(lambda: status_of(target).idle_for is not None, 20, "the worker is idle")
+    status = status_of(target)
     assert status.name == name
     assert (status.clients, status.queued) == (0, 0)
     assert wuwan("stop", "--all").returncode == 0
 
 
 def test_silent_peers_are_dropped_in_time(tools: Any, wuwan: Any) -> None:
-    """They hold their place for seconds, and do not keep a worker alive for longer."""
+    """They hold their target for seconds, and do not keep a worker alive for longer."""
     assert wuwan("warm", "--runner", "local", "--ttl", 1).returncode == 0
-    place = place_of("local", WorkerSpec())
-    with _slow_peers(place) as peers:
+    target = address_of("local", WorkerSpec())
+    with _slow_peers(target) as peers:
         started = time.monotonic()
         tools.eventually(lambda: not tools.inventory.all(), 20, "the worker is gone")
         assert time.monotonic() - started > 1
@@ -230,7 +230,7 @@ def test_silent_peers_are_dropped_in_time(tools: Any, wuwan: Any) -> None:
 
 def test_stranger_at_the_workers_name(tools: Any, wuwan: Any) -> None:
     """Who binds the name and says nothing holds a run up for its deadline only: clear error."""
-    listener = address.listen(place_of("local", WorkerSpec()))
+    listener = address.listen(address_of("local", WorkerSpec()))
     assert listener is not None
 
     def talk_nonsense() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from tests.faults import stranger
 from tests.faults.own_daemon import Daemon, running
-from tests.faults.support import place_of, status_of
+from tests.faults.support import address_of, status_of
 from wuwan_runner import WorkerSpec
 from wuwan_runner.wire import proof
 
@@ -70,13 +70,13 @@ def daemon(docker_image: str) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def place(
+def target(
     daemon: Daemon, docker_image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tools: Any
 ) -> Iterator[Address]:
     """Where the warm worker will be; the daemon is empty afterwards."""
     monkeypatch.setenv("DOCKER_HOST", daemon.unix)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield place_of("docker", WorkerSpec(image=docker_image))
+    yield address_of("docker", WorkerSpec(image=docker_image))
     with contextlib.suppress(AssertionError):
         tools.eventually(lambda: not daemon.containers(), 10)
     left = daemon.containers()
@@ -101,7 +101,7 @@ def _tag(wuwan: Any, image: str, album: Any, *more: object) -> Any:
 
 
 def test_a_stranger_gets_nothing_the_owner_shares(
-    tools: Any, wuwan: Any, place: Address, docker_image: str, photo: Path, daemon: Daemon
+    tools: Any, wuwan: Any, target: Address, docker_image: str, photo: Path, daemon: Daemon
 ) -> None:
     album = tools.album(6)
     secret = Path(os.environ["XDG_STATE_HOME"], "wuwan", "secret")
@@ -112,16 +112,16 @@ def test_a_stranger_gets_nothing_the_owner_shares(
         assert b"with this run" not in done.stderr
         (container,) = daemon.containers()  # the second run found it warm
 
-        said = stranger.commands(place.name, photo)
+        said = stranger.commands(target.name, photo)
         assert set(said) == {"forbidden", "protocol"}, said
         assert said.count("protocol") == len(stranger.REQUESTS)  # those without a Hello
         # He cannot read what would help him.
         assert "Permission" in stranger.as_stranger(lambda: secret.read_bytes().hex())
         # Nor does a token for another worker.
-        other = proof.token(f"{place.name}-1")
-        assert set(stranger.commands(place.name, photo, (other,))) == {"forbidden", "protocol"}
+        other = proof.token(f"{target.name}-1")
+        assert set(stranger.commands(target.name, photo, (other,))) == {"forbidden", "protocol"}
 
-    status = status_of(place)  # the owner's own questions are answered
+    status = status_of(target)  # the owner's own questions are answered
     assert (status.name, status.images_done, status.ttl) == (container, 18, 60.0)
     assert container.encode() in wuwan("ps").stdout
     assert b"turned away: forbidden" in wuwan("logs", container).stdout
@@ -133,7 +133,7 @@ def test_a_stranger_gets_nothing_the_owner_shares(
 def test_without_a_secret_a_worker_is_its_runs_own(
     tools: Any,
     wuwan: Any,
-    place: Address,
+    target: Address,
     docker_image: str,
     photo: Path,
     daemon: Daemon,
@@ -156,7 +156,7 @@ def test_without_a_secret_a_worker_is_its_runs_own(
     first.process.stdin.write("".join(f"{path}\n" for path in album.paths).encode())
     first.process.stdin.flush()
     first.lines(3)
-    said = stranger.commands(place.name, photo)
+    said = stranger.commands(target.name, photo)
     assert set(said) == {"forbidden", "protocol"}, said
 
     second = _tag(wuwan, docker_image, album)  # it cannot use that one, and has its own
@@ -179,7 +179,7 @@ def test_without_a_secret_a_worker_is_its_runs_own(
 def test_another_secret_needs_another_worker(
     tools: Any,
     wuwan: Any,
-    place: Address,
+    target: Address,
     docker_image: str,
     daemon: Daemon,
     monkeypatch: pytest.MonkeyPatch,

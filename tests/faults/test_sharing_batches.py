@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.support import Client, place_of
+from tests.faults.support import Client, address_of
 from wuwan_runner import Tagger, TagOptions, WorkerSpec
 from wuwan_runner.wire import address, control
 
@@ -43,7 +43,7 @@ def test_batches_are_filled_across_clients(
     (tmp_path / "sitecustomize.py").write_text(SLOW_BACKEND)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert wuwan("warm", "--runner", "local").returncode == 0
-    place = place_of("local", WorkerSpec())
+    target = address_of("local", WorkerSpec())
     photo = str(photos / "rocket.jpg")
     failures: list[BaseException] = []
 
@@ -58,7 +58,7 @@ def test_batches_are_filled_across_clients(
             failures.append(error)
 
     with ExitStack() as stack:
-        clients = [stack.enter_context(Client(place)) for _ in range(CLIENTS)]
+        clients = [stack.enter_context(Client(target)) for _ in range(CLIENTS)]
         for client in clients:
             client.hello()
         threads = [threading.Thread(target=one_by_one, args=(client,)) for client in clients]
@@ -67,7 +67,7 @@ def test_batches_are_filled_across_clients(
         for thread in threads:
             thread.join(60)
     assert not failures
-    with control.attach(place, 5.0) as worker:
+    with control.attach(target, 5.0) as worker:
         sizes = [int(n) for n in re.findall(r"a batch of (\d+)", "\n".join(worker.logs()))]
     assert sum(sizes) == CLIENTS * EACH
     assert sum(sizes) / len(sizes) >= 0.6 * max(sizes)
@@ -78,7 +78,7 @@ def test_batches_are_filled_across_clients(
 def test_longest_idle_container_makes_room(tools: Any, docker_image: str, photos: Path) -> None:
     """Kinds differ by --memory. One that was used again is not the one that goes."""
     specs = [WorkerSpec(image=docker_image, memory=memory) for memory in ("1g", "2g", "3g", "4g")]
-    names = [place_of("docker", spec) for spec in specs]
+    names = [address_of("docker", spec) for spec in specs]
 
     def use(index: int) -> None:
         with Tagger(TagOptions(spec=specs[index], runner="docker", max_cached=3)) as tagger:
@@ -86,7 +86,7 @@ def test_longest_idle_container_makes_room(tools: Any, docker_image: str, photos
         assert record.error is None
 
     def up() -> set[int]:
-        return {names.index(place) for place in address.listed() if place in names}
+        return {names.index(target) for target in address.listed() if target in names}
 
     for index in (0, 1, 2):
         use(index)

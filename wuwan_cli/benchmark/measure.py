@@ -199,7 +199,7 @@ def _in_container(
 
     with daemon.connected(Timeouts().docker) as client:
         placed = images.image_for(client, spec)
-        model, directory = model_mount.place(spec.model, placed.image, {})
+        model, directory = model_mount.mount(spec.model, placed.image, {})
         mount = Mount(target=model, source=str(directory), type="bind", read_only=True)
         program = Program(
             image=placed.image,
@@ -220,10 +220,10 @@ def _in_container(
 @contextmanager
 def stub_worker(spec: WorkerSpec) -> Iterator[None]:
     """A worker that answers at once, where `wuwan tag --runner local` looks for one."""
-    place = Address(launchers.get("local").key(spec), "0")
-    listener = address.listen(place)
+    target = Address(launchers.get("local").key(spec), "0")
+    listener = address.listen(target)
     if listener is None:
-        raise WorkerUnavailableError(f"the name {place.name[1:]} is taken")
+        raise WorkerUnavailableError(f"the name {target.name[1:]} is taken")
     with listener:
         process = subprocess.Popen(
             [sys.executable, "-m", STUB, f"--listen-fd={listener.fileno()}"],

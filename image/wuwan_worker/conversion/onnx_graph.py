@@ -61,7 +61,7 @@ def write(network: Any, size: int, weights: Path, path: Path) -> None:
     model = onnx.load_from_string(_trace(network, size, {name: tensors[name] for name in names}))
     used = {value.name for value in model.graph.input[1:]}
     del model.graph.input[1:]
-    for name, (shape, offset, length) in checkpoint.places(weights).items():
+    for name, (shape, offset, length) in checkpoint.offsets(weights).items():
         if name not in used:
             continue
         tensor = model.graph.initializer.add(

@@ -98,7 +98,7 @@ def create(
     spec = request.spec
     placed = images.image_for(client, spec)
     labels = client.images.get(placed.image).labels
-    model, directory = model_mount.place(spec.model, placed.image, labels)
+    model, directory = model_mount.mount(spec.model, placed.image, labels)
     mounts = [
         Mount(target=target, source=str(source), type="bind", read_only=True)
         for target, source in ((TARGET, boot), (model, directory))

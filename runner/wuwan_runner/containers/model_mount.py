@@ -30,7 +30,7 @@ def fingerprint(model: str) -> str:
         return ""
 
 
-def place(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path | None]:
+def mount(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path | None]:
     """The worker's `--model`, and the directory to mount there, if any.
 
     Args:

@@ -264,13 +264,13 @@ def _model(name: str) -> Check:
 
 def sockets() -> Check:
     """Whether a descriptor travels through an abstract Unix socket and can be read after."""
-    place = address.private("doctor")
-    listener = address.listen(place)
+    target = address.private("doctor")
+    listener = address.listen(target)
     if listener is None:
         return Check("sockets", Outcome.FAIL, "no abstract Unix socket can be bound")
     probe = protocol.probe_descriptor()
     try:
-        sender = address.connect(place, 2.0, bound=True)
+        sender = address.connect(target, 2.0, bound=True)
         if sender is None:
             return Check("sockets", Outcome.FAIL, "an abstract Unix socket cannot be connected to")
         listener.settimeout(2.0)

@@ -53,13 +53,13 @@ def by_name(choice: str) -> bool:
     return choice not in ("auto", "none")
 
 
-def workers(choice: str, place: Callable[[], Placement]) -> int:
+def workers(choice: str, ask: Callable[[], Placement]) -> int:
     """How many workers a run starts: one for each chosen GPU, one on a CPU.
 
-    `place` is called only where the number is not in `choice` itself: it may ask a daemon.
+    `ask` is called only where the number is not in `choice` itself: it may ask a daemon.
     """
     if choice == "all":
-        return max(1, len(place().devices))
+        return max(1, len(ask().devices))
     return len(choice.split(",")) if by_name(choice) else 1
 
 

@@ -25,7 +25,7 @@ class Launcher(Protocol):
         """Names the workers that serve `spec`. Fast: no Docker call, no heavy import."""
         ...
 
-    def place(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+    def placement(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
         """Where workers for `spec` would run, as far as that can be told before one is started.
 
         Raises:

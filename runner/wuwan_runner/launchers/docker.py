@@ -85,8 +85,8 @@ class DockerLauncher:
             },
         )
 
-    def place(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
-        """See `Launcher.place`."""
+    def placement(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+        """See `Launcher.placement`."""
         with daemon.connected(timeouts.docker) as client:
             return images.image_for(client, spec)
 

@@ -125,8 +125,8 @@ class LocalLauncher:
             },
         )
 
-    def place(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
-        """See `Launcher.place`."""
+    def placement(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+        """See `Launcher.placement`."""
         del timeouts
         visible = nvidia.visible(os.environ, nvidia.count()) if spec.gpus != "none" else ()
         offer = Offer("cuda", visible) if visible else None
@@ -136,10 +136,10 @@ class LocalLauncher:
     def start(self, request: StartRequest, listener: socket.socket) -> LocalHandle:
         """See `Launcher.start`."""
         spec = request.spec
-        placement = self.place(spec, request.timeouts)
-        device = placement.device(request.index)
-        if placement.note and request.index == 0:
-            request.notify(placement.note)
+        placed = self.placement(spec, request.timeouts)
+        device = placed.device(request.index)
+        if placed.note and request.index == 0:
+            request.notify(placed.note)
         model = bundle.load(bundle.find(spec.model))
         on = "cuda" if device else "cpu"
         backend = model.backend_on(on) if spec.backend == "auto" else spec.backend

@@ -56,10 +56,10 @@ def add(source: Source, convert: Converter) -> Bundle:
         except BundleError as error:
             reason = str(error).replace(f"{directory}/", "")
             raise ModelError(f"{source.name} makes no valid bundle: {reason}") from None
-        place = bundle.user_directory() / source.name
-        os.replace(directory, place)
-        _sync(place.parent)
-    return bundle.load(place)
+        target = bundle.user_directory() / source.name
+        os.replace(directory, target)
+        _sync(target.parent)
+    return bundle.load(target)
 
 
 def check_new(name: str) -> None:

@@ -34,7 +34,7 @@ class WorkerPool(ABC):
         """How many workers this run uses."""
         options = self._options
         return options.workers or placement.workers(
-            options.spec.gpus, lambda: self.launcher.place(options.spec, options.timeouts)
+            options.spec.gpus, lambda: self.launcher.placement(options.spec, options.timeouts)
         )
 
     @abstractmethod

@@ -47,7 +47,7 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
             )
         return local
     try:
-        contained = docker.place(spec, options.timeouts)
+        contained = docker.placement(spec, options.timeouts)
     except WorkerUnavailableError as error:
         if spec.image or (placement.by_name(spec.gpus) and not _has_gpu(local, options)):
             raise  # what was asked for by name needs Docker
@@ -61,7 +61,7 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
 
 def _has_gpu(launcher: Launcher, options: TagOptions) -> bool:
     try:
-        return bool(launcher.place(options.spec, options.timeouts).devices)
+        return bool(launcher.placement(options.spec, options.timeouts).devices)
     except WorkerUnavailableError:
         return False
 

@@ -30,44 +30,44 @@ class SocketPool(WorkerPool):
         """
         # Where anybody may be the listener there is no warm worker to be trusted.
         known = address.told_apart()
-        place = Address(self._key, str(index)) if known else address.private(self._key)
+        target = Address(self._key, str(index)) if known else address.private(self._key)
         deadline = time.monotonic() + self._options.timeouts.start
         while time.monotonic() < deadline:
-            if (sock := address.connect(place, _CONNECT)) is not None:
+            if (sock := address.connect(target, _CONNECT)) is not None:
                 connection = Connection(sock, index, False, self._options.timeouts, None)
-                return self._greeted(connection, proof.token(place.name))
-            if (started := self._start(place, index, private=False)) is not None:
+                return self._greeted(connection, proof.token(target.name))
+            if (started := self._start(target, index, private=False)) is not None:
                 return started
             time.sleep(_AGAIN)
         raise WorkerUnavailableError(
-            f"the worker name {place.name[1:]} is taken by something that does not answer",
+            f"the worker name {target.name[1:]} is taken by something that does not answer",
             hint="another user of this machine may hold it: look for it in /proc/net/unix",
         )
 
     def acquire_private(self) -> Connection:
         """A new worker that no other client will find; it ends with its connection."""
-        place = address.private(self._key)
-        connection = self._start(place, 0, private=True)
+        target = address.private(self._key)
+        connection = self._start(target, 0, private=True)
         if connection is None:
-            raise WorkerUnavailableError(f"cannot listen on the socket {place.name[1:]}")
+            raise WorkerUnavailableError(f"cannot listen on the socket {target.name[1:]}")
         return connection
 
-    def _start(self, place: Address, index: int, *, private: bool) -> Connection | None:
-        listener = address.listen(place)
+    def _start(self, target: Address, index: int, *, private: bool) -> Connection | None:
+        listener = address.listen(target)
         if listener is None:
             return None
-        sock = address.connect(place, _CONNECT, bound=True)
+        sock = address.connect(target, _CONNECT, bound=True)
         if sock is None:
             listener.close()
             return None
         # Before the token: it is made of what is kept.
         shared = self.launcher.contained and proof.keep()
-        token = proof.token(place.name)
+        token = proof.token(target.name)
         started = PendingWorker(
             self.launcher,
             self._request(index, private=private, token=token, shared=shared),
             listener,
-            prepare=lambda: eviction.make_room(place, self._options.max_cached, self.notify),
+            prepare=lambda: eviction.make_room(target, self._options.max_cached, self.notify),
         )
         connection = Connection(sock, index, private, self._options.timeouts, started)
         return self._greeted(connection, token)

@@ -153,12 +153,12 @@ class Seen:
     problem: str = ""
 
 
-def attach(place: Address, timeout: float, until: float = math.inf) -> Control:
+def attach(target: Address, timeout: float, until: float = math.inf) -> Control:
     """A control connection to the worker at an address, as `Control`. Raises NoAnswerError."""
-    sock = address.connect(place, timeout)
+    sock = address.connect(target, timeout)
     if sock is None:
         raise GoneError
-    return Control(sock, timeout, proof.token(place.name), until)
+    return Control(sock, timeout, proof.token(target.name), until)
 
 
 def survey(timeout: float, without: Address | None = None) -> list[Seen]:
@@ -168,17 +168,17 @@ def survey(timeout: float, without: Address | None = None) -> list[Seen]:
     meanwhile is not among them.
     """
 
-    def look(place: Address) -> Seen | None:
+    def look(target: Address) -> Seen | None:
         try:
-            with attach(place, timeout, until=time.monotonic() + timeout) as control:
-                return Seen(place, control.status())
+            with attach(target, timeout, until=time.monotonic() + timeout) as control:
+                return Seen(target, control.status())
         except GoneError:
             return None
         except NoAnswerError as error:
-            return Seen(place, None, str(error))
+            return Seen(target, None, str(error))
 
-    places = [place for place in address.listed() if place != without]
-    return [seen for seen in side_by_side(look, places) if seen is not None]
+    targets = [target for target in address.listed() if target != without]
+    return [seen for seen in side_by_side(look, targets) if seen is not None]
 
 
 def side_by_side(ask: Callable[[T], U], whom: Sequence[T], most: int = _AT_ONCE) -> list[U]:

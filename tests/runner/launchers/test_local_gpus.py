@@ -155,9 +155,9 @@ def test_torch_is_not_installed(machine: Any, model: str, monkeypatch: pytest.Mo
     monkeypatch.setitem(local.NEEDED, "torch", ("wuwan_no_such_package",))
     launcher = LocalLauncher()
     with pytest.raises(WorkerUnavailableError, match="needs wuwan_no_such_package") as caught:
-        launcher.place(WorkerSpec(model=model, gpus="0"), Timeouts())
+        launcher.placement(WorkerSpec(model=model, gpus="0"), Timeouts())
     assert "pip install 'wuwan[gpu]'" in caught.value.hint
-    placement = launcher.place(WorkerSpec(model=model), Timeouts())
+    placement = launcher.placement(WorkerSpec(model=model), Timeouts())
     assert placement.devices == ()
     assert "pip install 'wuwan[gpu]'" in placement.note
 

@@ -67,24 +67,24 @@ def test_where_a_container_finds_a_model(
     added = add(download)
     baked = {images.LABEL_MODELS: model_mount.label([added])}
     stale = {images.LABEL_MODELS: "mine=0123 other=4567"}
-    assert model_mount.place("imagenet-zh", "image", {}) == ("imagenet-zh", None)
-    assert model_mount.place("mine", "image", {}) == ("/models/mine", added.root)
-    assert model_mount.place("mine", "image", stale) == ("/models/mine", added.root)
-    assert model_mount.place("mine", "image", baked) == ("/models/mine", None)
-    assert model_mount.place(f"{added.root}/", "image", {}) == ("/models/mine", added.root)
-    assert model_mount.place("other", "image", stale) == ("/models/other", None)  # not here
+    assert model_mount.mount("imagenet-zh", "image", {}) == ("imagenet-zh", None)
+    assert model_mount.mount("mine", "image", {}) == ("/models/mine", added.root)
+    assert model_mount.mount("mine", "image", stale) == ("/models/mine", added.root)
+    assert model_mount.mount("mine", "image", baked) == ("/models/mine", None)
+    assert model_mount.mount(f"{added.root}/", "image", {}) == ("/models/mine", added.root)
+    assert model_mount.mount("other", "image", stale) == ("/models/other", None)  # not here
     with pytest.raises(WorkerUnavailableError, match="no model named 'nothing'"):
-        model_mount.place("nothing", "image", baked)
+        model_mount.mount("nothing", "image", baked)
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-    assert model_mount.place("mine", "image", baked) == ("/models/mine", None)
+    assert model_mount.mount("mine", "image", baked) == ("/models/mine", None)
     for labels in ({}, stale):
         with pytest.raises(
             WorkerUnavailableError, match="the image image does not hold the model mine"
         ) as no:
-            model_mount.place("mine", "image", labels)
+            model_mount.mount("mine", "image", labels)
         assert no.value.hint == "wuwan image build --model mine"
     with pytest.raises(WorkerUnavailableError) as no:
-        model_mount.place("mine", "image", {images.LABEL_VARIANT: "gpu"})
+        model_mount.mount("mine", "image", {images.LABEL_VARIANT: "gpu"})
     assert no.value.hint == "wuwan image build --variant gpu --model mine"
 
 

@@ -56,7 +56,7 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def place(choice: str, **spec: str) -> Placement:
     """Where the Docker launcher would put it."""
     wanted = WorkerSpec(model=spec.pop("model", MODEL), gpus=choice, **spec)
-    return DockerLauncher().place(wanted, Timeouts())
+    return DockerLauncher().placement(wanted, Timeouts())
 
 
 @pytest.mark.docker

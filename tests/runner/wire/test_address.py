@@ -17,12 +17,12 @@ from wuwan_runner.wire.address import Address
 
 def test_binding_is_a_lock() -> None:
     """Of two that want a name one gets it, and the other may have it afterwards."""
-    place = Address("key", "0")
-    first = address.listen(place)
+    target = Address("key", "0")
+    first = address.listen(target)
     assert first is not None
     with first:
-        assert address.listen(place) is None
-    again = address.listen(place)
+        assert address.listen(target) is None
+    again = address.listen(target)
     assert again is not None
     again.close()
 
@@ -48,11 +48,11 @@ def test_many_at_once_get_one_name() -> None:
 
 def test_clients_queue_before_anybody_accepts() -> None:
     """A connection is there at once, and what is sent waits for whoever accepts."""
-    place = Address("key", "0")
-    listener = address.listen(place)
+    target = Address("key", "0")
+    listener = address.listen(target)
     assert listener is not None
     with listener:
-        client = address.connect(place, 1.0)
+        client = address.connect(target, 1.0)
         assert client is not None
         with client:
             client.sendall(b"hello")
@@ -71,28 +71,28 @@ def test_connecting_to_nothing_is_none() -> None:
 
 def test_a_name_ends_with_its_process() -> None:
     """After SIGKILL of the holder the name is free; there is no stale file."""
-    place = Address("key", "0")
-    listener = address.listen(place)
+    target = Address("key", "0")
+    listener = address.listen(target)
     assert listener is not None
     with listener:
         holder = subprocess.Popen(
             [sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[listener.fileno()]
         )
-    assert address.listen(place) is None
-    client = address.connect(place, 1.0)
+    assert address.listen(target) is None
+    client = address.connect(target, 1.0)
     assert client is not None
     client.close()
     holder.kill()
     holder.wait(10)
-    assert address.connect(place, 1.0) is None
+    assert address.connect(target, 1.0) is None
     assert address.listed() == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_a_listener_of_another_user_is_nobody() -> None:
     """Images are handed to no worker but one's own, whatever name it has taken."""
-    place = Address("key", "0")
-    name = place.name
+    target = Address("key", "0")
+    name = target.name
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -107,7 +107,7 @@ def test_a_listener_of_another_user_is_nobody() -> None:
             os._exit(1)
     try:
         assert os.read(reader, 1) == b"x"
-        assert address.connect(place, 1.0) is None
+        assert address.connect(target, 1.0) is None
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -119,7 +119,7 @@ def test_listed() -> None:
     """All workers of this user and namespace, in order, each once, whoever is connected."""
     assert address.listed() == []
     places = [Address("b", "0"), Address("a", "1"), Address("a", "0")]
-    listeners = [address.listen(place) for place in places]
+    listeners = [address.listen(target) for target in places]
     client = address.connect(places[0], 1.0)
     assert client is not None
     assert listeners[0] is not None

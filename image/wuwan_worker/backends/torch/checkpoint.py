@@ -28,7 +28,7 @@ class CheckpointError(Exception):
     """A checkpoint is of no use for an architecture; the message says what is wrong with it."""
 
 
-def places(path: Path) -> dict[str, tuple[list[int], int, int]]:
+def offsets(path: Path) -> dict[str, tuple[list[int], int, int]]:
     """Where each tensor of a safetensors file lies: its shape, offset and length in bytes.
 
     The format: 8 bytes little-endian length of a JSON header, the header, the tensors.

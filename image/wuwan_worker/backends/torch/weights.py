@@ -61,24 +61,24 @@ class Block:
         """
         self._network = network
         self._device = device
-        self._tensors: list[tuple[dict[str, Any], str, _Place]] = []
+        self._tensors: list[tuple[dict[str, Any], str, TensorSlice]] = []
         whole = {
             name
             for name, module in network.named_modules()
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
         }
         size = 0
-        sources = checkpoint.places(path)
-        read: list[tuple[_Place, int]] = []
+        sources = checkpoint.offsets(path)
+        read: list[tuple[TensorSlice, int]] = []
         for name, tensor in network.state_dict().items():
             if not tensor.is_floating_point():  # how many batches a batch norm has seen
                 continue
             tensors, leaf = networks.owner(network, name)
             kind = torch.float32 if name.rpartition(".")[0] in whole else dtype
-            place = _Place(size, tuple(tensor.shape), kind)
-            size += -(-place.bytes // _ALIGNMENT) * _ALIGNMENT
-            self._tensors.append((tensors, leaf, place))
-            read.append((place, sources[name][1]))
+            part = TensorSlice(size, tuple(tensor.shape), kind)
+            size += -(-part.bytes // _ALIGNMENT) * _ALIGNMENT
+            self._tensors.append((tensors, leaf, part))
+            read.append((part, sources[name][1]))
         for name, buffer in network.named_buffers():
             if name not in sources:  # computed when the network was built; they are small, and stay
                 kind = dtype if buffer.is_floating_point() else buffer.dtype
@@ -89,9 +89,9 @@ class Block:
         if device.type == "cuda":
             self._pin()
         with path.open("rb") as file:
-            for place, offset in read:
+            for part, offset in read:
                 file.seek(offset)
-                place.fill(self._host, file)
+                part.fill(self._host, file)
 
     def _pin(self) -> None:
         """Have the GPU copy from there without a stop on the way.
@@ -116,11 +116,11 @@ class Block:
         self._assign(torch.empty(self.bytes, dtype=torch.uint8, device="meta"))
 
     def _assign(self, block: Any) -> None:
-        for tensors, leaf, place in self._tensors:
-            tensors[leaf] = place.of(block)
+        for tensors, leaf, part in self._tensors:
+            tensors[leaf] = part.of(block)
 
 
-class _Place:
+class TensorSlice:
     """Where one tensor lies in a block of bytes."""
 
     def __init__(self, start: int, shape: tuple[int, ...], dtype: Any) -> None:
