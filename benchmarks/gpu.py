@@ -71,7 +71,16 @@ class Worker:
     def __init__(self, bundle: Path, device: str) -> None:
         self.name = f"\0wuwan-gpu-{secrets.token_hex(8)}"
         command = [sys.executable, "-m", "wuwan_worker", "--name", "gpu", "--model", str(bundle)]
-        command += ["--backend", "torch", "--device", device, "--ttl", "600", "--grace", "600"]
+        command += [
+            "--backend",
+            "torch",
+            "--device",
+            device,
+            "--ttl",
+            "600",
+            "--first-client-timeout",
+            "600",
+        ]
         self.began = time.perf_counter()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(self.name)

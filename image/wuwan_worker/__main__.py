@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__, cores
-from wuwan_worker.serving.lifecycle import GRACE, PARK_AFTER, Lifecycle
+from wuwan_worker.serving.lifecycle import FIRST_CLIENT_TIMEOUT, PARK_AFTER, Lifecycle
 from wuwan_worker.serving.server import CREDITS, Identity, Server
 from wuwan_worker.shared import bundle, peers, protocol
 from wuwan_worker.shared.protocol import Adopt, FatalCode, FrameDecoder
@@ -70,7 +70,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--ttl", type=float, default=30.0, help="seconds")
-    parser.add_argument("--grace", type=float, default=GRACE, help="seconds")
+    parser.add_argument(
+        "--first-client-timeout", type=float, default=FIRST_CLIENT_TIMEOUT, help="seconds"
+    )
     parser.add_argument(
         "--park-after",
         type=float,
@@ -222,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         Lifecycle(
             ttl=arguments.ttl if endpoint.shared else 0.0,
-            grace=arguments.grace,
+            first_client_timeout=arguments.first_client_timeout,
             park_after=arguments.park_after if arguments.device == "cuda" else math.inf,
         ),
         owner=endpoint.owner,

@@ -39,7 +39,7 @@ def test_crash(tools: Any, wuwan: Any, faulty: tuple[Any, ...]) -> None:
 
 
 def test_several_culprits(tools: Any, wuwan: Any, faulty_local: Any) -> None:
-    """The worker that the suspects went through ends with the run; only the shared one stays."""
+    """The worker of those in quarantine ends with the run; only the shared one stays."""
     faulty_local()
     album = tools.album(16, {0: "segfault", 7: "exit", 8: "raise", 12: "segfault"})
     done = wuwan("tag", album.root, "--runner", "local", "--ttl", 60)

@@ -172,7 +172,7 @@ class InProcess:
 
     def __init__(self, token: str = "", shared: bool = True, **lifecycle: Any) -> None:
         self.name, listener = _listener()
-        self.lifecycle = Lifecycle(**({"ttl": 3600.0, "grace": 3600.0} | lifecycle))
+        self.lifecycle = Lifecycle(**({"ttl": 3600.0, "first_client_timeout": 3600.0} | lifecycle))
         identity = Identity(name="test", model="none", fingerprint="0" * 64, runner="test")
         self.log_lines: list[str] = []
         self.server = Server(
@@ -300,7 +300,7 @@ def worker() -> Iterator[Callable[..., Worker]]:
 @pytest.fixture(scope="module")
 def warm() -> Iterator[Worker]:
     """One worker process for all tests of a module that leave it alive."""
-    process = Worker("--ttl", "600", "--grace", "600")
+    process = Worker("--ttl", "600", "--first-client-timeout", "600")
     yield process
     assert process.process.poll() is None, process.stop()
     process.stop()

@@ -61,9 +61,9 @@ def _clean(scope: Scope) -> None:
     from wuwan_cli.shell.boundary import say
     from wuwan_runner.doctor import checks, orphans
 
-    for leftover in checks.all_leftovers(scope.timeouts):
-        orphans.remove(leftover, scope.timeouts)
-        say(f"removed {leftover.kind} {leftover.name}")
+    for orphan in checks.all_orphans(scope.timeouts):
+        orphans.remove(orphan, scope.timeouts)
+        say(f"removed {orphan.kind} {orphan.name}")
 
 
 def _json(found: list[Check], runners: dict[str, bool]) -> str:

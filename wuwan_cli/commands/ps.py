@@ -14,7 +14,7 @@ from wuwan_runner.options import Timeouts
 _WIDE = 200
 
 if TYPE_CHECKING:
-    from wuwan_runner.pool.registry import Member
+    from wuwan_runner.pool.registry import RunningWorker
 
 app = opts.application()
 
@@ -38,13 +38,13 @@ def ps(
         typer.echo("no worker is up")
 
 
-def _fields(member: Member) -> dict[str, Any]:
+def _fields(member: RunningWorker) -> dict[str, Any]:
     if member.status is None:
         return {"name": member.name, "state": "unresponsive", "problem": member.problem}
     return dataclasses.asdict(member.status)
 
 
-def _show(found: list[Member]) -> None:
+def _show(found: list[RunningWorker]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -21,7 +21,7 @@ GONE      the process has ended. Nothing of it is left: its name was an abstract
 
 The TTL counts from the last completion or the last client's leaving, whichever is later, and
 never with an image or a client present. A worker that no client ever came to ends after
-`GRACE` seconds: its launcher may have died.
+`FIRST_CLIENT_TIMEOUT` seconds: its launcher may have died.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # A launcher connects before its worker is even up, so half a minute without anyone means that the
 # launcher is gone. Longer than the TTL default would keep an orphan longer than a used worker.
-GRACE = 30.0
+FIRST_CLIENT_TIMEOUT = 30.0
 # Between two commands that somebody types the network stays up; a forgotten worker is no burden.
 PARK_AFTER = 5.0
 
@@ -48,7 +48,7 @@ class Lifecycle:
     """The state of one worker. Owned by the server's thread; nobody else touches it."""
 
     ttl: float  # seconds
-    grace: float = GRACE  # seconds
+    first_client_timeout: float = FIRST_CLIENT_TIMEOUT  # seconds
     park_after: float = math.inf  # seconds; finite where there is a GPU
     parked: Callable[[], bool] = lambda: False  # the backend knows: any inference wakes it
     now: Callable[[], float] = time.monotonic
@@ -91,7 +91,7 @@ class Lifecycle:
         idle_for = self.idle_for
         if idle_for is None:
             return None
-        limit = self.ttl if self._visited else max(self.ttl, self.grace)
+        limit = self.ttl if self._visited else max(self.ttl, self.first_client_timeout)
         return max(0.0, limit - idle_for)
 
     @property

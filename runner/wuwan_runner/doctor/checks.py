@@ -92,7 +92,7 @@ def run(scope: Scope) -> list[Check]:
         ("sockets", lambda: [sockets()]),
         ("directories", lambda: [directory(*item) for item in scope.directories.items()]),
         ("warm workers", lambda: [warm_workers(scope)]),
-        ("leftovers", lambda: [left_over(scope)]),
+        ("orphans", lambda: [orphaned(scope)]),
     ]
     running = [_Group(name, group) for name, group in groups]
     end = time.monotonic() + scope.deadline
@@ -332,17 +332,17 @@ def warm_workers(scope: Scope) -> Check:
     return Check("warm workers", Outcome.OK, detail)
 
 
-def left_over(scope: Scope) -> Check:
+def orphaned(scope: Scope) -> Check:
     """What dead runs have left."""
-    found = all_leftovers(scope.timeouts)
+    found = all_orphans(scope.timeouts)
     if not found:
-        return Check("leftovers", Outcome.OK, "none")
+        return Check("orphans", Outcome.OK, "none")
     detail = "; ".join(f"{item.kind} {item.name}: {item.reason}" for item in found)
-    return Check("leftovers", Outcome.WARN, detail, "wuwan doctor --clean removes them")
+    return Check("orphans", Outcome.WARN, detail, "wuwan doctor --clean removes them")
 
 
-def all_leftovers(timeouts: Timeouts) -> list[orphans.Leftover]:
-    """Leftover directories, and containers if a daemon answers."""
+def all_orphans(timeouts: Timeouts) -> list[orphans.Orphan]:
+    """Orphan directories, and containers if a daemon answers."""
     found = orphans.directories() + orphans.unfinished_models()
     if daemon.may_answer():
         with contextlib.suppress(WorkerUnavailableError):  # the check of the daemon says so

@@ -27,7 +27,7 @@ MIN_AGE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
+class Orphan:
     """One thing that a dead run left."""
 
     kind: str  # "container", "directory" or "model"
@@ -35,7 +35,7 @@ class Leftover:
     reason: str
 
 
-def directories(min_age: float = MIN_AGE) -> list[Leftover]:
+def directories(min_age: float = MIN_AGE) -> list[Orphan]:
     """Directories of boot sockets that nobody listens at any more."""
     found = []
     for base in boot_socket.bases():
@@ -47,7 +47,7 @@ def directories(min_age: float = MIN_AGE) -> list[Leftover]:
             except OSError:
                 continue
             if old and not _listening(path / "s"):
-                found.append(Leftover("directory", str(path), "its run is dead"))
+                found.append(Orphan("directory", str(path), "its run is dead"))
     return found
 
 
@@ -61,12 +61,12 @@ def _listening(path: Path) -> bool:
     return True
 
 
-def unfinished_models() -> list[Leftover]:
+def unfinished_models() -> list[Orphan]:
     """Bundles that were not added to their end, or not removed to theirs."""
-    return [Leftover("model", str(path), "its run is dead") for path in store.unfinished()]
+    return [Orphan("model", str(path), "its run is dead") for path in store.unfinished()]
 
 
-def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
+def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Orphan]:
     """Containers of ours that never came up, or that no client can reach.
 
     Raises:
@@ -87,20 +87,20 @@ def containers(timeouts: Timeouts, min_age: float = MIN_AGE) -> list[Leftover]:
             if time.time() - listed["Created"] < min_age or name in up:
                 continue
             if state != "running":
-                found.append(Leftover("container", name, f"it is {state}"))
+                found.append(Orphan("container", name, f"it is {state}"))
             elif (
                 container.LABEL_LISTENS not in listed["Labels"]
                 and listed["Labels"].get(container.LABEL_KEY) not in silent
             ):
-                found.append(Leftover("container", name, "no client can reach it"))
+                found.append(Orphan("container", name, "no client can reach it"))
     return found
 
 
-def remove(leftover: Leftover, timeouts: Timeouts) -> None:
+def remove(orphan: Orphan, timeouts: Timeouts) -> None:
     """Remove one. Raises WorkerUnavailableError if a container cannot be removed."""
-    if leftover.kind == "directory":
-        boot_socket.remove_directory(Path(leftover.name))
-    elif leftover.kind == "model":
-        store.discard(Path(leftover.name))
+    if orphan.kind == "directory":
+        boot_socket.remove_directory(Path(orphan.name))
+    elif orphan.kind == "model":
+        store.discard(Path(orphan.name))
     else:
-        container.remove(leftover.name, timeouts)
+        container.remove(orphan.name, timeouts)

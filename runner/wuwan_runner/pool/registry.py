@@ -28,7 +28,7 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class RunningWorker:
     """One worker: how to reach it, and what it says, or why it says nothing."""
 
     name: str
@@ -49,14 +49,16 @@ class Member:
                 yield connection
 
 
-def members(timeouts: Timeouts) -> list[Member]:
+def members(timeouts: Timeouts) -> list[RunningWorker]:
     """The workers that are up. One that ends meanwhile is not among them.
 
     Raises:
         WorkerUnavailableError: if DOCKER_HOST names a daemon elsewhere that does not answer.
     """
     found = [
-        Member(seen.status.name if seen.status else "?", seen.address, seen.status, seen.problem)
+        RunningWorker(
+            seen.status.name if seen.status else "?", seen.address, seen.status, seen.problem
+        )
         for seen in control.survey(timeouts.control)
     ]
     known = {member.name for member in found}
@@ -67,14 +69,14 @@ def members(timeouts: Timeouts) -> list[Member]:
     return found
 
 
-def _ask(name: str, timeouts: Timeouts) -> Member | None:
+def _ask(name: str, timeouts: Timeouts) -> RunningWorker | None:
     try:
-        with Member(name, None, None).control(timeouts) as connection:
-            return Member(name, None, connection.status())
+        with RunningWorker(name, None, None).control(timeouts) as connection:
+            return RunningWorker(name, None, connection.status())
     except GoneError:
         return None
     except NoAnswerError as error:
-        return Member(name, None, None, str(error))
+        return RunningWorker(name, None, None, str(error))
 
 
 def _containers(timeouts: Timeouts) -> list[str]:
@@ -91,7 +93,7 @@ def _containers(timeouts: Timeouts) -> list[str]:
     return sorted(container["Labels"][container.LABEL_WORKER] for container in listed)
 
 
-def named(name: str, timeouts: Timeouts) -> Member:
+def named(name: str, timeouts: Timeouts) -> RunningWorker:
     """The worker of that name (or the only one whose name begins so).
 
     Raises:
@@ -108,7 +110,7 @@ def named(name: str, timeouts: Timeouts) -> Member:
     return matches[0]
 
 
-def stop(member: Member, timeouts: Timeouts, drain: float) -> bool:
+def stop(member: RunningWorker, timeouts: Timeouts, drain: float) -> bool:
     """Have a worker drain and end; if it has not after `drain` seconds, end it by force.
 
     Returns:

@@ -6,8 +6,8 @@ credits, ahead of the first one without a record. So memory is flat, and a consu
 reading stops the run.
 
 When a worker is lost, its unanswered images go to another one. Images that have lost two workers
-are suspects: they go, one at a time, through a private worker, so that the one that kills it is
-found without doubt and the others get their labels.
+are put in quarantine: they go, one at a time, through a private worker, so that the one that kills
+it is found without doubt and the others get their labels.
 
 Nor is an image blamed for what the workers are to blame for: without any label for a while, a
 private worker first has to label a picture that is known to be good.
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 WINDOW = 512
 # Workers lost with an image before it is suspected of being the cause.
-SUSPECT_AFTER = 2
+QUARANTINE_AFTER = 2
 # Images that may be blamed for a worker's death on the strength of one label. Then it has to be
 # seen again that workers label anything: if the GPU is lost, every image would be a culprit.
 TRUST = 10
@@ -112,7 +112,7 @@ class Dispatch:
         self._records: dict[int, Record] = {}
         self._opened: deque[tuple[Item, int]] = deque()  # opened, not sent
         self._again: deque[Item] = deque()  # to be sent once more
-        self._suspects: deque[Item] = deque()
+        self._quarantine: deque[Item] = deque()
         self._index_offset = 0
         self._over_exec = False
         self._losses = 0  # workers lost since an image was labelled, or found to be the cause
@@ -223,7 +223,7 @@ class Dispatch:
             for number in range(self._pool.count if busy else 1):
                 if number + self._index_offset not in indices:
                     self._add(self._acquire(number + self._index_offset))
-        if self._suspects and not any(c.private for c in self._connections):
+        if self._quarantine and not any(c.private for c in self._connections):
             self._add(self._pool.acquire_private())
 
     def _acquire(self, index: int) -> Connection:
@@ -275,18 +275,18 @@ class Dispatch:
                 self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
 
     def _fill_private(self, connection: Connection) -> None:
-        while connection.room > 0 and self._suspects:
+        while connection.room > 0 and self._quarantine:
             if not self._trust:
                 connection.send_images([(self._proof, known_picture.descriptor())])
                 return
-            item = self._suspects.popleft()
+            item = self._quarantine.popleft()
             try:
                 descriptor = open_image(item.path)
             except OpenError as error:
                 self._fail(item, error.failure)
                 continue
             connection.send_images([(item, descriptor)])
-        if connection.ready and not self._suspects and not connection.outstanding:
+        if connection.ready and not self._quarantine and not connection.outstanding:
             self._remove(connection)
 
     def _wait(self) -> None:
@@ -374,7 +374,7 @@ class Dispatch:
 
     def _drained(self, connection: Connection) -> None:
         """The worker ends in good order; what it has not answered goes elsewhere."""
-        waiting = self._suspects if connection.private else self._again
+        waiting = self._quarantine if connection.private else self._again
         waiting.extend(self._unanswered(connection))
         self._remove(connection)
 
@@ -524,9 +524,9 @@ class Dispatch:
         for item in items:
             item.attempts += not ending.by_hand  # then it is not the image's fault
             if connection.private:
-                self._suspects.appendleft(item)  # now it will be the first
-            elif item.attempts >= SUSPECT_AFTER:
-                self._suspects.append(item)
+                self._quarantine.appendleft(item)  # now it will be the first
+            elif item.attempts >= QUARANTINE_AFTER:
+                self._quarantine.append(item)
             else:
                 self._again.append(item)
 

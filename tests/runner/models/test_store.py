@@ -150,7 +150,7 @@ def test_a_killed_run_leaves_a_staging_directory_only(download: Path, data_home:
     assert os.listdir(data_home) == [".mine.staging"]
     assert bundle.installed() == ["imagenet-zh"]
     (found,) = orphans.unfinished_models()
-    assert found in checks.all_leftovers(Timeouts(control=1.0))
+    assert found in checks.all_orphans(Timeouts(control=1.0))
     assert found.name == str(data_home / ".mine.staging")
     added = add(download)
     assert sorted(os.listdir(added.root)) == ["bundle.toml", "labels.tsv", "model.onnx"]

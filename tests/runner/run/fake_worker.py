@@ -142,7 +142,7 @@ class World:
     act: Callable[[bytes], str]
     credits: int = 32
     workers: list[FakeWorker] = field(default_factory=list)
-    private: int = 0  # how many of them were for suspects
+    private: int = 0  # how many of them were for quarantine
     told: list[str] = field(default_factory=list)
 
     def pool(self, options: TagOptions) -> FakePool:

@@ -20,7 +20,7 @@ from wuwan_worker import backends  # noqa: E402
 from wuwan_worker.backends.openvino import backend as openvino  # noqa: E402
 from wuwan_worker.backends.torch import backend as pytorch  # noqa: E402
 from wuwan_worker.backends.torch.networks import network  # noqa: E402
-from wuwan_worker.backends.torch.weights import Block  # noqa: E402
+from wuwan_worker.backends.torch.weights import PinnedWeights  # noqa: E402
 from wuwan_worker.conversion.convert import convert  # noqa: E402
 from wuwan_worker.decoding import decode  # noqa: E402
 from wuwan_worker.ranking import ACTIVATIONS  # noqa: E402
@@ -207,9 +207,11 @@ def test_a_start_imports_no_compiler(model: bundle.Bundle) -> None:
 # ---------------------------------------------------------------- as on a GPU, but on the CPU
 
 
-def _block_backend(model: bundle.Bundle, dtype: Any) -> tuple[pytorch.TorchBackend, Any, Block]:
+def _block_backend(
+    model: bundle.Bundle, dtype: Any
+) -> tuple[pytorch.TorchBackend, Any, PinnedWeights]:
     net = network(model.architecture, model.classes)
-    weights = Block(net, model.weights("torch"), CPU, dtype)
+    weights = PinnedWeights(net, model.weights("torch"), CPU, dtype)
     step = pytorch.Step(net, model, labels.read(model), CPU, dtype)
     return pytorch.TorchBackend("block", step, weights, CPU, model.input.size), net, weights
 
@@ -251,7 +253,7 @@ def test_weights_that_are_cut_short_are_an_error(model: bundle.Bundle) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 4)
     with pytest.raises(OSError, match="cut short"):
-        Block(network(ARCHITECTURE, CLASSES), path, CPU, torch.float32)
+        PinnedWeights(network(ARCHITECTURE, CLASSES), path, CPU, torch.float32)
     with pytest.raises(backends.BackendError, match="cannot load"):
         backends.load("torch", model, labels.read(model), device="cpu", threads=1)
 
@@ -312,7 +314,7 @@ levels = labels.read(model)
 before = peak()
 if way == "as on a GPU":
     net = network(model.architecture, model.classes)
-    block = weights.Block(net, model.weights("torch"), torch.device("cpu"), torch.bfloat16)
+    block = weights.PinnedWeights(net, model.weights("torch"), torch.device("cpu"), torch.bfloat16)
 else:
     backend = backends.load(way, model, levels, device="cpu", threads=2)
 print(peak() - before)

@@ -29,8 +29,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def life(clock: Clock) -> Lifecycle:
-    """A worker with a TTL of 10 s and a grace of 30 s, loaded."""
-    life = Lifecycle(ttl=10.0, grace=30.0, now=clock)
+    """A worker with a TTL of 10 s and a first_client_timeout of 30 s, loaded."""
+    life = Lifecycle(ttl=10.0, first_client_timeout=30.0, now=clock)
     life.loaded()
     return life
 
@@ -99,7 +99,7 @@ def test_nothing_answered_is_no_completion(life: Lifecycle, clock: Clock) -> Non
 
 
 def test_grace_is_for_a_worker_that_nobody_came_to(life: Lifecycle, clock: Clock) -> None:
-    """Before its first client a worker waits for the longer of grace and TTL."""
+    """Before its first client a worker waits for the longer of first_client_timeout and TTL."""
     clock.time += 29
     assert not life.over
     clock.time += 1
@@ -108,7 +108,7 @@ def test_grace_is_for_a_worker_that_nobody_came_to(life: Lifecycle, clock: Clock
 
 def test_a_long_ttl_is_longer_than_the_grace(clock: Clock) -> None:
     """A worker that is to be kept warm is kept without a client, too."""
-    life = Lifecycle(ttl=100.0, grace=30.0, now=clock)
+    life = Lifecycle(ttl=100.0, first_client_timeout=30.0, now=clock)
     clock.time += 99
     assert not life.over
     clock.time += 1
@@ -117,7 +117,7 @@ def test_a_long_ttl_is_longer_than_the_grace(clock: Clock) -> None:
 
 def test_loading_is_not_idling(clock: Clock) -> None:
     """A model that takes long to load has its whole TTL afterwards."""
-    life = Lifecycle(ttl=10.0, grace=30.0, now=clock)
+    life = Lifecycle(ttl=10.0, first_client_timeout=30.0, now=clock)
     life.client_came(None)
     life.client_left()
     clock.time += 8
@@ -141,7 +141,7 @@ def test_the_newest_client_sets_the_ttl(life: Lifecycle, clock: Clock) -> None:
 
 def test_no_ttl_still_serves(clock: Clock) -> None:
     """With a TTL of 0 a client and its images are served all the same."""
-    life = Lifecycle(ttl=0.0, grace=30.0, now=clock)
+    life = Lifecycle(ttl=0.0, first_client_timeout=30.0, now=clock)
     assert not life.over
     life.client_came(None)
     life.images_came(1)

@@ -289,7 +289,7 @@ def test_status(serve: Serve, connect: Connect) -> None:
 
 def test_asking_is_no_work(serve: Serve, connect: Connect) -> None:
     """Whoever only asks does not put off the worker's end."""
-    running = serve(ttl=0.5, grace=0.5)
+    running = serve(ttl=0.5, first_client_timeout=0.5)
     begin = time.monotonic()
     while running.thread.is_alive():
         assert time.monotonic() - begin < 10, "asking kept it alive"
@@ -424,7 +424,7 @@ def test_failure_is_told_to_every_client(serve: Serve, connect: Connect) -> None
 
 def test_no_ttl_ends_with_the_last_client(serve: Serve, connect: Connect) -> None:
     """With a TTL of 0 the worker leaves with its last client, not with its first."""
-    running = serve(ttl=0.0, grace=60.0)
+    running = serve(ttl=0.0, first_client_timeout=60.0)
     first, second = connect(running.name), connect(running.name)
     first.hello()
     second.hello()
@@ -436,7 +436,7 @@ def test_no_ttl_ends_with_the_last_client(serve: Serve, connect: Connect) -> Non
 
 def test_the_ttl_ends_an_idle_worker(serve: Serve, connect: Connect) -> None:
     """The TTL counts from the last client's leaving."""
-    running = serve(ttl=0.4, grace=60.0)
+    running = serve(ttl=0.4, first_client_timeout=60.0)
     client = connect(running.name)
     client.hello()
     assert running.join(0.6) is None
@@ -457,7 +457,7 @@ def test_a_client_may_change_the_ttl(serve: Serve, connect: Connect) -> None:
 
 def test_grace_ends_a_worker_that_nobody_came_to(serve: Serve) -> None:
     """Without a launcher a worker ends by itself."""
-    assert serve(ttl=0.1, grace=0.3).join() == 0
+    assert serve(ttl=0.1, first_client_timeout=0.3).join() == 0
 
 
 @pytest.mark.parametrize("ttl", [math.inf, 1e300, 2**63, 10**9])
@@ -484,7 +484,7 @@ def test_who_is_about_to_speak_is_waited_for(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection at the TTL's end is served; waiting for its Hello costs no CPU time."""
-    running = serve(ttl=0.1, grace=0.1)
+    running = serve(ttl=0.1, first_client_timeout=0.1)
     client = connect(running.name)
     begin = time.process_time()
     assert running.join(1.0) is None
@@ -760,7 +760,7 @@ def test_the_ttl_ends_the_process(worker: Start, connect: Connect, photos: Path)
 
 def test_grace_ends_the_process(worker: Start) -> None:
     """A worker whose launcher died before it connected ends."""
-    assert worker("--ttl", "0.1", "--grace", "0.1").wait() == 0
+    assert worker("--ttl", "0.1", "--first-client-timeout", "0.1").wait() == 0
 
 
 def test_a_bundle_that_is_missing_is_told_on_stderr(worker: Start) -> None:

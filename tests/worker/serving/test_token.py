@@ -92,7 +92,7 @@ def test_whoever_is_silent_does_not_keep_it_alive(
     serve: Callable[..., Any], connect: Callable[[str], Any]
 ) -> None:
     """It may be anybody; an owner's client that comes so late looks for another worker."""
-    server = serve(token=TOKEN, ttl=0.0, grace=0.2)
+    server = serve(token=TOKEN, ttl=0.0, first_client_timeout=0.2)
     silent = connect(server.name)
     assert server.join(5.0) == 0
     assert silent.next() is None

@@ -12,7 +12,7 @@ from wuwan_worker.backends import BackendError
 from wuwan_worker.backends.torch import checkpoint, networks
 from wuwan_worker.backends.torch.cuda_graphs import SIZES, CudaGraphs
 from wuwan_worker.backends.torch.jpegs import JpegDecoder
-from wuwan_worker.backends.torch.weights import Block, Mapped
+from wuwan_worker.backends.torch.weights import MappedWeights, PinnedWeights
 from wuwan_worker.ranking import excludes
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class TorchBackend:
         self,
         name: str,
         step: Callable[[Any], Mapping[str, Any]],
-        weights: Mapped | Block,
+        weights: MappedWeights | PinnedWeights,
         device: Any,
         size: int,
         decoder: JpegDecoder | None = None,
@@ -178,7 +178,7 @@ class TorchBackend:
         with self._lock:
             stream.wait_event(self._last)
             if self.parked:
-                self._weights.up()
+                self._weights.load()
                 self.parked = False
             sums = self._run(pixels)
             # A copy: the next batch overwrites what it is made from.
@@ -192,7 +192,7 @@ class TorchBackend:
             self._module.synchronize()
             if self._graphs is not None:
                 self._graphs.drop()
-            self._weights.down()
+            self._weights.offload()
             if self._gpu:
                 torch.cuda.empty_cache()
             self.parked = True
@@ -239,7 +239,9 @@ def load(
                 architecture=bundle.architecture,
                 classes=bundle.classes,
             )
-            weights = Block(network, path, on, dtype) if gpu else Mapped(network, path)
+            weights = (
+                PinnedWeights(network, path, on, dtype) if gpu else MappedWeights(network, path)
+            )
             if loading is not None:
                 loading.result()
             return _backend(bundle, levels, network, weights, on, dtype)
@@ -263,7 +265,7 @@ def _backend(
     bundle: Bundle,
     levels: Mapping[str, Level],
     network: Any,
-    weights: Mapped | Block,
+    weights: MappedWeights | PinnedWeights,
     on: Any,
     dtype: Any,
 ) -> TorchBackend:

@@ -1,11 +1,11 @@
 """Where a network's weights are: mapped from their file, or in a block that a GPU copies.
 
-`Mapped` is for the CPU: the file's own pages are the weights, and no copy of them is made but of
+`MappedWeights` are for the CPU: the file's own pages, and no copy of them is made but of
 the convolutions, which are laid out anew (channels last).
 
-`Block` is for a GPU. The host's copy is the master, in the GPU's own number format and layout, and
-the GPU's copy is made from it and dropped again: since weights never change, parking a network
-copies nothing, and waking it is one transfer from pinned memory.
+`PinnedWeights` are for a GPU. The host's copy is the master, in the GPU's own number format and
+layout, and the GPU's copy is made from it and dropped again: since weights never change, parking a
+network copies nothing, and waking it is one transfer from pinned memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ALIGNMENT = 256  # bytes, as the CUDA allocator aligns
 _PIECE = 4 * 2**20  # numbers read at a time
 
 
-class Mapped:
+class MappedWeights:
     """Weights in float32, mapped."""
 
     bytes = 0  # of a device
@@ -39,14 +39,14 @@ class Mapped:
         network.to(memory_format=torch.channels_last)
         network.requires_grad_(False)
 
-    def up(self) -> None:
+    def load(self) -> None:
         """They are always there."""
 
-    def down(self) -> None:
+    def offload(self) -> None:
         """They hold no GPU memory."""
 
 
-class Block:
+class PinnedWeights:
     """Weights in one block of host memory, and in one of the device while they are up."""
 
     def __init__(self, network: Any, path: Path, device: Any, dtype: Any) -> None:
@@ -106,12 +106,12 @@ class Block:
         # Before the memory goes: whatever came to the same place could not be pinned again.
         weakref.finalize(self, runtime.cudaHostUnregister, start).atexit = False
 
-    def up(self) -> None:
+    def load(self) -> None:
         """Copy them to the device, on the current stream."""
         block = self._host.to(self._device, non_blocking=True, copy=True)
         self._assign(block)
 
-    def down(self) -> None:
+    def offload(self) -> None:
         """Drop the device's copy."""
         self._assign(torch.empty(self.bytes, dtype=torch.uint8, device="meta"))
 
