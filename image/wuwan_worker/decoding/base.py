@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
@@ -36,22 +37,6 @@ _FRAMES_TRIED = 8  # of an animation, for one that shows something
 # More than an orientation needs, far less than what Pillow takes a minute to parse.
 _MAX_EXIF = 16 * 1024 * 1024
 _ORIENTATION = 0x0112
-
-
-class ItemError(Exception):
-    """One image cannot be labelled; `code` and the message go into its record."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Flaw:
-    """What was missing or repaired in a picture that has labels all the same."""
-
-    code: WarningCode
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

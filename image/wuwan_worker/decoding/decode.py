@@ -23,7 +23,8 @@ from PIL import (  # noqa: F401  # each plugin registers its format
 )
 
 from wuwan_worker.decoding import heif, jpeg, memory, plain, png, tiff, webp
-from wuwan_worker.decoding.base import Flaw, ItemError, Request
+from wuwan_worker.decoding.base import Request
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.decoding.identify import identify
 from wuwan_worker.decoding.prepare import Decoded, prepared
 from wuwan_worker.shared.protocol import ErrorCode

@@ -18,14 +18,13 @@ from wuwan_worker.decoding import boxes, coded, deep
 from wuwan_worker.decoding.base import (
     DAMAGE,
     LEAST_THERE,
-    Flaw,
-    ItemError,
     Picture,
     exif_orientation,
     frame_with_content,
     judged,
     said,
 )
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.decoding.identify import ftyp_brands
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 

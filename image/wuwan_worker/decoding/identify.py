@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from wuwan_worker.decoding.base import ItemError
+from wuwan_worker.decoding.errors import ItemError
 from wuwan_worker.shared.protocol import ErrorCode
 
 # What other formats begin with, to say "unsupported" rather than "not an image".

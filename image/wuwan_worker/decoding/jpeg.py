@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import simplejpeg
 from PIL import Image
 
-from wuwan_worker.decoding.base import Flaw, ItemError, Picture, exif_orientation, judged
+from wuwan_worker.decoding.base import Picture, exif_orientation, judged
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:

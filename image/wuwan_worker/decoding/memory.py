@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuwan_worker.decoding.base import ItemError
+from wuwan_worker.decoding.errors import ItemError
 from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from wuwan_worker.decoding.base import (
-    Flaw,
-    ItemError,
-    Picture,
-    frame_with_content,
-    judged,
-    loaded,
-)
+from wuwan_worker.decoding.base import Picture, frame_with_content, judged, loaded
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:

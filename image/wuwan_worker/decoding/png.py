@@ -17,8 +17,6 @@ from PIL import Image
 from wuwan_worker.decoding import deep
 from wuwan_worker.decoding.base import (
     DAMAGE,
-    Flaw,
-    ItemError,
     Picture,
     exif_orientation,
     frame_with_content,
@@ -27,6 +25,7 @@ from wuwan_worker.decoding.base import (
     may_be_short,
     uniform,
 )
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from wuwan_worker.decoding.base import Flaw, Picture
+    from wuwan_worker.decoding.base import Picture
+    from wuwan_worker.decoding.errors import Flaw
     from wuwan_worker.shared.bundle import InputSpec
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

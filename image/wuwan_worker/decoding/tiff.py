@@ -22,7 +22,8 @@ import simplejpeg
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from wuwan_worker.decoding import deep
-from wuwan_worker.decoding.base import Flaw, ItemError, Picture, judged, loaded
+from wuwan_worker.decoding.base import Picture, judged, loaded
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.decoding.jpeg import HARMLESS, unsupported
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 

@@ -11,14 +11,13 @@ from PIL import Image, UnidentifiedImageError
 from wuwan_worker.decoding import coded
 from wuwan_worker.decoding.base import (
     DAMAGE,
-    Flaw,
-    ItemError,
     Picture,
     exif_orientation,
     frame_with_content,
     judged,
     said,
 )
+from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.shared.protocol import ErrorCode, WarningCode
 
 if TYPE_CHECKING:
