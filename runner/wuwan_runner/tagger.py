@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from wuwan_runner.containers import daemon
 from wuwan_runner.inputs.discover import discover
-from wuwan_runner.models import store
 from wuwan_runner.options import TagOptions
 from wuwan_runner.pool.choose import choose
 from wuwan_runner.pool.sockets import SocketPool
+from wuwan_runner.resolved import resolve
 from wuwan_runner.run.dispatch import Dispatch
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Tagger:
             UsageError: if the model has no labels at the level that is asked for.
         """
         self._options = options or TagOptions()
-        store.check_level(self._options.spec.model, self._options.level)
+        self._wanted = resolve(self._options.spec)
+        self._wanted.model.check_level(self._options.level)
         self._notify = notify
         self._launcher: Launcher | None = None
 
@@ -121,7 +122,7 @@ class Tagger:
 
     def _pool_for(self, over_exec: bool) -> WorkerPool:
         if self._launcher is None:
-            self._launcher = choose(self._options, self._notify)
+            self._launcher = choose(self._wanted, self._options, self._notify)
         remote = self._options.channel == "exec" or (
             self._options.channel == "auto" and daemon.is_remote()
         )
@@ -129,8 +130,8 @@ class Tagger:
             # Imported here: few need it.
             from wuwan_runner.pool.exec import ExecPool
 
-            return ExecPool(self._launcher, self._options, self._notify)
-        return SocketPool(self._launcher, self._options, self._notify)
+            return ExecPool(self._launcher, self._wanted, self._options, self._notify)
+        return SocketPool(self._launcher, self._wanted, self._options, self._notify)
 
     def __enter__(self) -> Tagger:
         return self

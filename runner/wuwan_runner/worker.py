@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wuwan_runner.errors import WorkerUnavailableError
-    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_runner.gpus.placement import Placement
+    from wuwan_runner.options import Timeouts
+    from wuwan_runner.resolved import ResolvedSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,11 @@ class StartedWorker(WorkerHandle, Protocol):
 class StartRequest:
     """One worker that is to be started."""
 
-    spec: WorkerSpec
+    wanted: ResolvedSpec
+    key: str
+    """What names workers of its kind; see `Launcher.key`."""
+    placement: Callable[[], Placement]
+    """Where workers of its kind go; asked for when it starts, since that may ask a daemon."""
     token: str = ""
     """What clients will show, where the worker cannot tell users apart."""
     shared: bool = True

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.starting import request_for
 from wuwan_runner import launchers
-from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_runner.options import WorkerSpec
+from wuwan_runner.resolved import resolve
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.address import Address
-from wuwan_runner.worker import StartRequest
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, Results, Welcome
 
@@ -29,7 +30,7 @@ DEADLINE = 30.0  # seconds for any one step; far more than it takes, since the m
 
 def address_of(runner: str, spec: WorkerSpec, index: str = "0") -> Address:
     """Where clients look for the worker of that kind."""
-    return Address(launchers.get(runner).key(spec), index)
+    return Address(launchers.get(runner).key(resolve(spec)), index)
 
 
 @contextmanager
@@ -40,10 +41,9 @@ def worker_at(
     listener = address.listen(target)
     assert listener is not None, f"{target} is taken"
     with listener:
-        request = StartRequest(
-            spec=spec or WorkerSpec(), ttl=ttl, timeouts=Timeouts(), notify=lambda _: None
-        )
-        started = launchers.get(runner).start(request, listener)
+        launcher = launchers.get(runner)
+        request = request_for(launcher, spec or WorkerSpec(), ttl=ttl)
+        started = launcher.start(request, listener)
     try:
         wait_until_ready(target)
         yield

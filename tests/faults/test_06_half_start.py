@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.starting import request_for
 from wuwan_runner import Tagger, TagOptions
 from wuwan_runner.containers import container, daemon
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.pool import exec as exec_channel
-from wuwan_runner.worker import StartRequest
 
 pytestmark = pytest.mark.docker
 CHANNELS = pytest.mark.parametrize("channel", ["socket", "exec"])
@@ -55,12 +55,12 @@ def test_creator_died_before_it_could_start(
 ) -> None:
     """Over the exec channel the container's name is the lock: a dead run must not keep it."""
     spec = WorkerSpec(image=docker_image)
-    key = DockerLauncher().key(spec)
-    name = f"{tools.inventory.namespace}-{key}-0"
+    launcher = DockerLauncher()
+    request = request_for(launcher, spec, ttl=2.0)
+    name = f"{tools.inventory.namespace}-{request.key}-0"
     with daemon.connected(30) as client:
         listen = ["--listen", exec_channel.LISTEN_NAME]
-        request = StartRequest(spec=spec, ttl=2, timeouts=Timeouts(), notify=print)
-        container.create(client, request, name, listen, key=key)
+        container.create(client, request, name, listen)
     assert tools.inventory.containers() == [name]
     album = tools.album(3)
     done = wuwan(

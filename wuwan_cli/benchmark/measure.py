@@ -23,6 +23,7 @@ from wuwan_runner.errors import WorkerUnavailableError, WuwanError
 from wuwan_runner.gpus import placement
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.pool import registry
+from wuwan_runner.resolved import resolve
 from wuwan_runner.wire import address
 from wuwan_runner.wire.address import Address
 from wuwan_worker.shared import blobs
@@ -197,9 +198,10 @@ def _in_container(
     """Standard output and standard error of the stages in a container like a worker's."""
     from docker.types import Mount
 
+    wanted = resolve(spec)
     with daemon.connected(Timeouts().docker) as client:
-        placed = images.image_for(client, spec)
-        model, directory = model_mount.mount(spec.model, placed.image, {})
+        placed = images.image_for(client, wanted)
+        model, directory = model_mount.mount(wanted.model, placed.image, {})
         mount = Mount(target=model, source=str(directory), type="bind", read_only=True)
         program = Program(
             image=placed.image,
@@ -220,7 +222,7 @@ def _in_container(
 @contextmanager
 def stub_worker(spec: WorkerSpec) -> Iterator[None]:
     """A worker that answers at once, where `wuwan tag --runner local` looks for one."""
-    target = Address(launchers.get("local").key(spec), "0")
+    target = Address(launchers.get("local").key(resolve(spec)), "0")
     listener = address.listen(target)
     if listener is None:
         raise WorkerUnavailableError(f"the name {target.name[1:]} is taken")

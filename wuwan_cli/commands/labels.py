@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuwan_cli import options as opts
-from wuwan_runner.errors import ModelError
-from wuwan_runner.models import store
+from wuwan_runner import resolved
+from wuwan_runner.errors import ModelError, WorkerUnavailableError
 from wuwan_runner.options import TagOptions
 
 if TYPE_CHECKING:
@@ -46,11 +46,12 @@ def labels(
     from wuwan_worker.shared import bundle
     from wuwan_worker.shared.labels import read_level
 
-    store.check_level(model, level)
+    wanted = resolved.model(model)
+    wanted.check_level(level)
     try:
-        found = bundle.load(bundle.find(model))
+        found = wanted.required
         known = read_level(found, level or found.default_level).labels
-    except bundle.BundleError as error:
+    except (bundle.BundleError, WorkerUnavailableError) as error:
         raise ModelError(str(error), hint="`wuwan model list` shows the models") from None
     known = list(dict.fromkeys(known))  # several outputs may stand for one
     if grep:

@@ -202,10 +202,9 @@ def _run(
 ) -> int:
     """Tag everything; the exit code."""
     from wuwan_cli.screen.progress import Progress, resolve
-    from wuwan_runner import Tagger
+    from wuwan_runner import Tagger, resolved
     from wuwan_runner.inputs.discover import discover
     from wuwan_runner.inputs.survey import Survey
-    from wuwan_runner.models import store
     from wuwan_runner.outputs.file import ClosedPipe, is_stdout, opened, own_names
 
     def countable() -> Iterator[Any] | None:
@@ -214,7 +213,7 @@ def _run(
 
     shown = resolve(mode, records_on_stdout=is_stdout(target))
     progress = Progress(shown, quiet=quiet, countable=countable)
-    names = store.names(options.spec.model) if resume else ()
+    names = resolved.model(options.spec.model).names if resume else ()
     survey = Survey(own=own_names(target))
     strict = options.strict
     with opened(target, inputs.named, resume=resume, models=names, strict=strict) as sink:

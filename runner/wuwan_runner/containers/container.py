@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner.containers import daemon, images, model_mount
+from wuwan_runner.containers import daemon, model_mount
 from wuwan_runner.containers.boot_socket import TARGET
 from wuwan_runner.errors import NoSharedFilesError, WorkerUnavailableError
 from wuwan_runner.gpus import placement
@@ -74,8 +74,6 @@ def create(
     request: StartRequest,
     name: str,
     listen: Sequence[str],
-    *,
-    key: str,
     boot: Path | None = None,
 ) -> str:
     """Create a worker's container; its id.
@@ -85,7 +83,6 @@ def create(
         request: which worker.
         name: of container and worker.
         listen: the worker's arguments that say where it listens.
-        key: as `Launcher.key`.
         boot: the socket that it gets as a mount, if any.
 
     Raises:
@@ -95,10 +92,9 @@ def create(
     import docker.errors
     from docker.types import Mount
 
-    spec = request.spec
-    placed = images.image_for(client, spec)
+    spec, placed = request.wanted.spec, request.placement()
     labels = client.images.get(placed.image).labels
-    model, directory = model_mount.mount(spec.model, placed.image, labels)
+    model, directory = model_mount.mount(request.wanted.model, placed.image, labels)
     mounts = [
         Mount(target=target, source=str(source), type="bind", read_only=True)
         for target, source in ((TARGET, boot), (model, directory))
@@ -128,7 +124,7 @@ def create(
                 LABEL_WORKER: name,
                 LABEL_OWNER: str(os.getuid()),
                 LABEL_NAMESPACE: address.namespace(),
-                LABEL_KEY: key,
+                LABEL_KEY: request.key,
             }
             | ({} if boot else {LABEL_LISTENS: "inside"}),
             host_config=locked_down(

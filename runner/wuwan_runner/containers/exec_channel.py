@@ -16,7 +16,6 @@ import struct
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.containers import container, daemon, endings
@@ -44,14 +43,6 @@ _JOIN = 5.0
 
 class NoContainerError(WorkerUnavailableError):
     """There is no container of that name, and none is to be started."""
-
-
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """The container to start where there is none."""
-
-    request: StartRequest
-    key: str  # see `Launcher.key`
 
 
 @contextmanager
@@ -218,12 +209,12 @@ class Bridge:
 class Attachment:
     """The container of that name, found or started, and the bridge that is run in it."""
 
-    def __init__(self, name: str, timeouts: Timeouts, errand: Errand | None = None) -> None:
-        """Without an errand no container is started: one that is not there is an error."""
+    def __init__(self, name: str, timeouts: Timeouts, request: StartRequest | None = None) -> None:
+        """Without a request no container is started: one that is not there is an error."""
         self.name = name
         self.log: LogTail | None = None  # of the container, if it was started here
         self._timeouts = timeouts
-        self._errand = errand
+        self._request = request
 
     def open(self, client: docker.DockerClient, closing: threading.Event) -> Bridge:
         """Find or start the container, and run the bridge in it; it waits for the worker.
@@ -260,14 +251,14 @@ class Attachment:
     def _up(self, client: docker.DockerClient) -> bool:
         """Whether the container runs; if it is not there, it is started."""
         state = self._state(client)
-        if self._errand is None:
+        if self._request is None:
             if not state:
                 raise NoContainerError(f"there is no container {self.name}")
         elif not state:
             if self.log is not None:  # we have started one already
                 ending = endings.post_mortem(client, self.name).with_log(self.log.ended(_JOIN))
                 raise endings.half_start(ending)
-            self._create(client, self._errand)
+            self._create(client, self._request)
         elif state == "created":
             # Its creator is about to start it, or died before it could; twice does no harm.
             client.api.start(self.name)
@@ -285,9 +276,9 @@ class Attachment:
         except docker.errors.NotFound:
             return ""
 
-    def _create(self, client: docker.DockerClient, errand: Errand) -> None:
+    def _create(self, client: docker.DockerClient, request: StartRequest) -> None:
         listen = ["--listen", LISTEN_NAME]
-        created = container.create(client, errand.request, self.name, listen, key=errand.key)
+        created = container.create(client, request, self.name, listen)
         log = LogTail()
         try:
             log.follow(client, created)

@@ -14,7 +14,7 @@ from wuwan_worker import __version__
 if TYPE_CHECKING:
     import docker
 
-    from wuwan_runner.options import WorkerSpec
+    from wuwan_runner.resolved import ResolvedSpec
 
 LABEL_VARIANT = "io.wuwan.variant"  # cpu, gpu
 LABEL_MODELS = "io.wuwan.models"  # the bundles that were added to it
@@ -40,8 +40,8 @@ def reference(image: str) -> str:
     return image or own_image("cpu")
 
 
-def image_for(client: docker.DockerClient, spec: WorkerSpec) -> Placement:
-    """The image and the GPUs for `spec`; the image is there.
+def image_for(client: docker.DockerClient, wanted: ResolvedSpec) -> Placement:
+    """The image and the GPUs for a spec; the image is there.
 
     This version's own image is the one for GPUs where the workers get one or need torch, and
     otherwise the one for CPUs.
@@ -49,7 +49,7 @@ def image_for(client: docker.DockerClient, spec: WorkerSpec) -> Placement:
     Raises:
         WorkerUnavailableError: if a GPU or the image is missing.
     """
-    chosen = Placement()
+    spec, chosen = wanted.spec, Placement()
     # A daemon elsewhere has the GPUs of its own machine.
     here = not daemon.is_remote()
     if placement.by_name(spec.gpus) or (spec.gpus == "auto" and (nvidia.driver() or not here)):
@@ -64,7 +64,7 @@ def image_for(client: docker.DockerClient, spec: WorkerSpec) -> Placement:
         elif variant != "gpu":
             obstacle = Problem(f"the image {candidate} has no GPU support", "use a GPU image")
         offer = placement.offered(client.api.info(), total)
-        chosen = placement.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
+        chosen = placement.choose(wanted, offer, absent=_NO_GPU, obstacle=obstacle)
     own = "gpu" if chosen.devices or spec.backend == "torch" else "cpu"
     image = spec.image or own_image(own)
     if variant_of(client, image) is None:

@@ -11,49 +11,36 @@ from typing import TYPE_CHECKING
 from wuwan_runner.containers import daemon, images
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_worker.shared import bundle
-from wuwan_worker.shared.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from wuwan_runner.resolved import ResolvedModel
+    from wuwan_worker.shared.bundle import Bundle
+
 INSIDE = "/models"
 
 
-def fingerprint(model: str) -> str:
-    """Of a user's bundle; "" for one that comes with wuwan, or is not on this machine."""
-    if _comes_with_wuwan(model):
-        return ""
-    try:
-        return bundle.load(bundle.find(model)).fingerprint
-    except BundleError:
-        return ""
-
-
-def mount(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path | None]:
+def mount(model: ResolvedModel, image: str, labels: Mapping[str, str]) -> tuple[str, Path | None]:
     """The worker's `--model`, and the directory to mount there, if any.
 
     Args:
-        model: as `WorkerSpec.model`.
+        model: which one.
         image: the image's name, for messages.
         labels: the image's.
 
     Raises:
         WorkerUnavailableError: if the container cannot have that model; it says how it could.
     """
-    if _comes_with_wuwan(model):
-        return model, None
+    if model.embedded:
+        return model.name, None
     baked = dict(
         entry.split("=", 1) for entry in labels.get(images.LABEL_MODELS, "").split() if "=" in entry
     )
-    try:
-        found = bundle.load(bundle.find(model))
-    except BundleError as error:
-        if model in baked:
-            return f"{INSIDE}/{model}", None
-        raise WorkerUnavailableError(
-            str(error), hint="`wuwan model list` shows the models"
-        ) from None
+    if model.found is None and model.name in baked:
+        return f"{INSIDE}/{model.name}", None
+    found = model.required
     inside = f"{INSIDE}/{name(found)}"
     if baked.get(name(found)) == found.fingerprint:
         return inside, None
@@ -63,7 +50,7 @@ def mount(model: str, image: str, labels: Mapping[str, str]) -> tuple[str, Path 
         raise WorkerUnavailableError(
             f"the image {image} does not hold the model {found.name}{old}, and a daemon on another "
             "machine cannot mount it",
-            hint=f"{images.build_hint(variant)} --model {model}",
+            hint=f"{images.build_hint(variant)} --model {model.name}",
         )
     return inside, found.root
 
@@ -76,7 +63,3 @@ def name(found: Bundle) -> str:
 def label(bundles: Iterable[Bundle]) -> str:
     """The label of an image that holds them."""
     return " ".join(f"{name(found)}={found.fingerprint}" for found in bundles)
-
-
-def _comes_with_wuwan(model: str) -> bool:
-    return model in bundle.embedded()

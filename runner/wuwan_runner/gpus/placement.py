@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wuwan_runner.errors import WorkerUnavailableError
-from wuwan_worker.shared import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from wuwan_runner.options import WorkerSpec
+    from wuwan_runner.resolved import ResolvedSpec
 
 _INDEX = re.compile(r"\d+(:\d+)?", re.ASCII)  # in CDI
 _CDI_KIND = "nvidia.com/gpu="
@@ -64,12 +64,12 @@ def workers(choice: str, ask: Callable[[], Placement]) -> int:
 
 
 def choose(
-    spec: WorkerSpec, offer: Offer | None, *, absent: Problem, obstacle: Problem | None
+    wanted: ResolvedSpec, offer: Offer | None, *, absent: Problem, obstacle: Problem | None
 ) -> Placement:
-    """The GPUs for `spec`; "auto" takes one, so that the others stay free for other programs.
+    """The GPUs for a spec; "auto" takes one, so that the others stay free for other programs.
 
     Args:
-        spec: what is wanted.
+        wanted: the spec, and what its model is.
         offer: the GPUs that are there.
         absent: why there are none, if there are none.
         obstacle: why one that is there could not be used.
@@ -78,12 +78,13 @@ def choose(
         WorkerUnavailableError: if GPUs are asked for by name and cannot be had. There is no silent
             fall-back.
     """
+    spec = wanted.spec
     auto = spec.gpus == "auto"
     if spec.gpus == "none" or (auto and offer is None):
         return Placement()
     if offer is None:
         raise _refusal(spec, absent)
-    if problem := _unfit(spec) or obstacle:
+    if problem := _unfit(wanted) or obstacle:
         if not auto:
             raise _refusal(spec, problem)
         if spec.backend == "openvino":  # then the CPU is what was asked for
@@ -118,15 +119,12 @@ def _named(choice: str, devices: Sequence[str]) -> tuple[str, ...]:
     return tuple(devices[int(index)] for index in indices)
 
 
-def _unfit(spec: WorkerSpec) -> Problem | None:
-    """Why `spec` runs on no GPU, whichever it is; None if it does, as far as is known here."""
+def _unfit(wanted: ResolvedSpec) -> Problem | None:
+    """Why a spec runs on no GPU, whichever it is; None if it does, as far as is known here."""
+    spec, model = wanted.spec, wanted.model.found
     if spec.backend not in ("auto", "torch"):
         return Problem(f"the backend {spec.backend} is for CPUs", "use --backend torch")
-    try:
-        model = bundle.load(bundle.find(spec.model))
-    except bundle.BundleError:
-        return None  # it may be in the container image
-    if "torch" in model.backends:
+    if model is None or "torch" in model.backends:  # it may be in the container image
         return None
     return Problem(f"the model {model.name} has no weights for GPUs", "choose another --model")
 

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     import socket
 
     from wuwan_runner.gpus.placement import Placement
-    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_runner.options import Timeouts
+    from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest, WorkerHandle
     from wuwan_worker.shared.protocol import Welcome
 
@@ -21,12 +22,16 @@ class Launcher(Protocol):
     contained: bool
     """Whether its workers may be in a user namespace of their own."""
 
-    def key(self, spec: WorkerSpec) -> str:
-        """Names the workers that serve `spec`. Fast: no Docker call, no heavy import."""
+    def key(self, wanted: ResolvedSpec) -> str:
+        """Names the workers that serve a spec. Fast: no Docker call, no heavy import.
+
+        Raises:
+            WorkerUnavailableError: if it cannot have the model.
+        """
         ...
 
-    def placement(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
-        """Where workers for `spec` would run, as far as that can be told before one is started.
+    def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:
+        """Where workers for a spec would run, as far as that can be told before one is started.
 
         Raises:
             WorkerUnavailableError: if this launcher cannot start any: no Docker, no image, no such

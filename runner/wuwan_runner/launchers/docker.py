@@ -18,7 +18,6 @@ from wuwan_runner.containers import (
     daemon,
     endings,
     images,
-    model_mount,
 )
 from wuwan_runner.containers.endings import LogTail
 from wuwan_runner.errors import WorkerUnavailableError
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     import socket
 
     from wuwan_runner.gpus.placement import Placement
-    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_runner.options import Timeouts
+    from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest
     from wuwan_worker.shared.protocol import Welcome
 
@@ -70,13 +70,15 @@ class DockerLauncher:
     name = "docker"
     contained = True
 
-    def key(self, spec: WorkerSpec) -> str:
+    def key(self, wanted: ResolvedSpec) -> str:
         """See `Launcher.key`."""
+        spec, model = wanted.spec, wanted.model
         return address.key(
             self.name,
             {
                 "model": spec.model,
-                "bundle": model_mount.fingerprint(spec.model),
+                # What comes with wuwan is told by the version.
+                "bundle": model.found.fingerprint if model.found and not model.embedded else "",
                 "backend": spec.backend,
                 "gpus": spec.gpus,
                 "image": spec.image,
@@ -85,22 +87,20 @@ class DockerLauncher:
             },
         )
 
-    def placement(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+    def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:
         """See `Launcher.placement`."""
         with daemon.connected(timeouts.docker) as client:
-            return images.image_for(client, spec)
+            return images.image_for(client, wanted)
 
     def start(self, request: StartRequest, listener: socket.socket) -> DockerHandle:
         """See `Launcher.start`."""
-        name = new_name(request.spec.model)
+        name = new_name(request.wanted.spec.model)
         listen = [f"--adopt={boot_socket.TARGET}"]
         with (
             daemon.connected(request.timeouts.docker) as client,
             boot_socket.made() as (boot, path),
         ):
-            created = container.create(
-                client, request, name, listen, key=self.key(request.spec), boot=path
-            )
+            created = container.create(client, request, name, listen, boot=path)
             log = LogTail()
             try:
                 log.follow(client, created)

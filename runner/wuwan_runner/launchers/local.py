@@ -15,12 +15,13 @@ from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.wire import address
 from wuwan_runner.worker import WorkerExit, new_name
-from wuwan_worker.shared import bundle, peers
+from wuwan_worker.shared import peers
 
 if TYPE_CHECKING:
     import socket
 
-    from wuwan_runner.options import Timeouts, WorkerSpec
+    from wuwan_runner.options import Timeouts
+    from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest
     from wuwan_worker.shared.protocol import Welcome
 
@@ -106,14 +107,9 @@ class LocalLauncher:
     name = "local"
     contained = False
 
-    def key(self, spec: WorkerSpec) -> str:
+    def key(self, wanted: ResolvedSpec) -> str:
         """See `Launcher.key`."""
-        try:
-            model = bundle.load(bundle.find(spec.model))
-        except bundle.BundleError as error:
-            raise WorkerUnavailableError(
-                str(error), hint="`wuwan model list` shows the models"
-            ) from None
+        spec, model = wanted.spec, wanted.model.required
         return address.key(
             self.name,
             {
@@ -125,22 +121,23 @@ class LocalLauncher:
             },
         )
 
-    def placement(self, spec: WorkerSpec, timeouts: Timeouts) -> Placement:
+    def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:
         """See `Launcher.placement`."""
         del timeouts
+        spec = wanted.spec
         visible = nvidia.visible(os.environ, nvidia.count()) if spec.gpus != "none" else ()
         offer = Offer("cuda", visible) if visible else None
         obstacle = _not_installed("torch") if visible else None
-        return placement.choose(spec, offer, absent=_NO_GPU, obstacle=obstacle)
+        return placement.choose(wanted, offer, absent=_NO_GPU, obstacle=obstacle)
 
     def start(self, request: StartRequest, listener: socket.socket) -> LocalHandle:
         """See `Launcher.start`."""
-        spec = request.spec
-        placed = self.placement(spec, request.timeouts)
+        spec = request.wanted.spec
+        placed = request.placement()
         device = placed.device(request.index)
         if placed.note and request.index == 0:
             request.notify(placed.note)
-        model = bundle.load(bundle.find(spec.model))
+        model = request.wanted.model.required
         on = "cuda" if device else "cpu"
         backend = model.backend_on(on) if spec.backend == "auto" else spec.backend
         if problem := _not_installed(backend):

@@ -94,31 +94,6 @@ def remove(name: str) -> None:
     shutil.rmtree(gone)
 
 
-def check_level(model: str, level: str) -> None:
-    """Raises UsageError if `model` is known here and has no such level of labels."""
-    if not level:
-        return
-    try:
-        found = bundle.load(bundle.find(model))
-    except BundleError:
-        return  # it may be in a container's image; the worker says so if not
-    if level not in found.levels:
-        known = ", ".join(filter(None, found.levels))
-        raise UsageError(
-            f"model {found.name} has no level {level!r}",
-            hint=f"its levels: {known}" if known else "its labels have no levels",
-        )
-
-
-def names(model: str) -> set[str]:
-    """What records may call it; empty if it is not known here (it may be in an image)."""
-    try:
-        # Records of inputs that no worker has seen have it from the option.
-        return {bundle.load(bundle.find(model)).name, os.path.basename(model)}
-    except BundleError:
-        return set()
-
-
 def private(directory: PrivateDir) -> Path:
     """The path of a directory that is made where it is missing, and is this user's alone.
 

@@ -13,8 +13,10 @@ from wuwan_runner.worker import StartRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wuwan_runner.gpus.placement import Placement
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.options import TagOptions
+    from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.wire.connection import Connection
 
 
@@ -22,20 +24,42 @@ class WorkerPool(ABC):
     """Gives connections to workers of one kind: `SocketPool`, or `ExecPool` far away."""
 
     def __init__(
-        self, launcher: Launcher, options: TagOptions, notify: Callable[[str], None]
+        self,
+        launcher: Launcher,
+        wanted: ResolvedSpec,
+        options: TagOptions,
+        notify: Callable[[str], None],
     ) -> None:
+        """
+        Args:
+            launcher: starts the workers.
+            wanted: what they are.
+            options: of the run.
+            notify: told, in one line each, what a person may want to know.
+
+        Raises:
+            WorkerUnavailableError: if the launcher cannot have the model.
+        """
         self.launcher = launcher
         self.notify = notify
+        self.key = launcher.key(wanted)
+        self._wanted = wanted
         self._options = options
-        self._key = launcher.key(options.spec)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the workers go: asked once a run, and only when one is started or counted.
+
+        Raises:
+            WorkerUnavailableError: see `Launcher.placement`.
+        """
+        return self.launcher.placement(self._wanted, self._options.timeouts)
 
     @cached_property
     def count(self) -> int:
         """How many workers this run uses."""
-        options = self._options
-        return options.workers or placement.workers(
-            options.spec.gpus, lambda: self.launcher.placement(options.spec, options.timeouts)
-        )
+        spec, workers = self._wanted.spec, self._options.workers
+        return workers or placement.workers(spec.gpus, lambda: self.placement)
 
     @abstractmethod
     def acquire(self, index: int) -> Connection:
@@ -55,7 +79,9 @@ class WorkerPool(ABC):
         return StartRequest(
             token=token,
             shared=shared,
-            spec=self._options.spec,
+            wanted=self._wanted,
+            key=self.key,
+            placement=lambda: self.placement,
             index=index,
             ttl=0.0 if private else TTL if self._options.ttl is None else self._options.ttl,
             timeouts=self._options.timeouts,

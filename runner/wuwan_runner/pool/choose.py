@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wuwan_runner.launchers.base import Launcher
-    from wuwan_runner.options import TagOptions, WorkerSpec
+    from wuwan_runner.options import TagOptions
+    from wuwan_runner.resolved import ResolvedSpec
 
 _CONNECT = 5.0  # seconds; only a full queue makes connecting wait
 
 
-def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
+def choose(wanted: ResolvedSpec, options: TagOptions, notify: Callable[[str], None]) -> Launcher:
     """The launcher for `options.runner`; for "auto" whatever is warm, then Docker, then local.
 
     A warm worker is looked for first: that costs microseconds, and asking Docker needs its client.
@@ -32,13 +33,13 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
         return launchers.get(options.runner)
     docker, local = launchers.get("docker"), launchers.get("local")
     # An image that is asked for means Docker.
-    for launcher in (docker,) if options.spec.image else (docker, local):
+    for launcher in (docker,) if wanted.spec.image else (docker, local):
         try:
-            if is_warm(launcher, options.spec):
+            if is_warm(launcher, wanted):
                 return launcher
         except WorkerUnavailableError:  # a model that this launcher does not know
             continue
-    spec = options.spec
+    spec = wanted.spec
     if not daemon.may_answer():
         if spec.image:
             raise WorkerUnavailableError(
@@ -47,28 +48,32 @@ def choose(options: TagOptions, notify: Callable[[str], None]) -> Launcher:
             )
         return local
     try:
-        contained = docker.placement(spec, options.timeouts)
+        contained = docker.placement(wanted, options.timeouts)
     except WorkerUnavailableError as error:
-        if spec.image or (placement.by_name(spec.gpus) and not _has_gpu(local, options)):
+        if spec.image or (placement.by_name(spec.gpus) and not _has_gpu(local, wanted, options)):
             raise  # what was asked for by name needs Docker
         notify(f"using the local runner: {error} ({error.hint})")
         return local
-    if spec.gpus == "auto" and not (contained.devices or spec.image) and _has_gpu(local, options):
+    if (
+        spec.gpus == "auto"
+        and not (contained.devices or spec.image)
+        and _has_gpu(local, wanted, options)
+    ):
         notify("using the local runner: it has a GPU, a container would have none")
         return local
     return docker
 
 
-def _has_gpu(launcher: Launcher, options: TagOptions) -> bool:
+def _has_gpu(launcher: Launcher, wanted: ResolvedSpec, options: TagOptions) -> bool:
     try:
-        return bool(launcher.placement(options.spec, options.timeouts).devices)
+        return bool(launcher.placement(wanted, options.timeouts).devices)
     except WorkerUnavailableError:
         return False
 
 
-def is_warm(launcher: Launcher, spec: WorkerSpec) -> bool:
-    """Whether a worker for `spec` is up."""
-    sock = address.connect(Address(launcher.key(spec), "0"), _CONNECT)
+def is_warm(launcher: Launcher, wanted: ResolvedSpec) -> bool:
+    """Whether a worker of that kind is up."""
+    sock = address.connect(Address(launcher.key(wanted), "0"), _CONNECT)
     if sock is None:
         return False
     sock.close()

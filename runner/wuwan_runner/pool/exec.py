@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 
-from wuwan_runner.containers.exec_channel import Attachment, Errand, ExecTransport
+from wuwan_runner.containers.exec_channel import Attachment, ExecTransport
 from wuwan_runner.pool.base import WorkerPool
 from wuwan_runner.wire.address import namespace
 from wuwan_runner.wire.connection import Connection, ConnectionLostError
@@ -17,18 +17,18 @@ class ExecPool(WorkerPool):
 
     def acquire(self, index: int) -> Connection:
         """See `WorkerPool.acquire`."""
-        return self._connection(index, f"{namespace()}-{self._key}-{index}", private=False)
+        return self._connection(index, f"{namespace()}-{self.key}-{index}", private=False)
 
     def acquire_private(self) -> Connection:
         """See `WorkerPool.acquire_private`."""
-        name = f"{namespace()}-{self._key}-private-{os.urandom(4).hex()}"
+        name = f"{namespace()}-{self.key}-private-{os.urandom(4).hex()}"
         return self._connection(0, name, private=True)
 
     def _connection(self, index: int, name: str, *, private: bool) -> Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         timeouts = self._options.timeouts
-        errand = Errand(self._request(index, private=private), self._key)
-        transport = ExecTransport(theirs, Attachment(name, timeouts, errand), timeouts)
+        request = self._request(index, private=private)
+        transport = ExecTransport(theirs, Attachment(name, timeouts, request), timeouts)
         connection = Connection(ours, index, private, timeouts, transport)
         # A start that has failed already says why when its end is read.
         with contextlib.suppress(ConnectionLostError):

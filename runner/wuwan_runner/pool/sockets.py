@@ -30,7 +30,7 @@ class SocketPool(WorkerPool):
         """
         # Where anybody may be the listener there is no warm worker to be trusted.
         known = address.told_apart()
-        target = Address(self._key, str(index)) if known else address.private(self._key)
+        target = Address(self.key, str(index)) if known else address.private(self.key)
         deadline = time.monotonic() + self._options.timeouts.start
         while time.monotonic() < deadline:
             if (sock := address.connect(target, _CONNECT)) is not None:
@@ -46,7 +46,7 @@ class SocketPool(WorkerPool):
 
     def acquire_private(self) -> Connection:
         """A new worker that no other client will find; it ends with its connection."""
-        target = address.private(self._key)
+        target = address.private(self.key)
         connection = self._start(target, 0, private=True)
         if connection is None:
             raise WorkerUnavailableError(f"cannot listen on the socket {target.name[1:]}")

@@ -11,6 +11,7 @@ from wuwan_runner.errors import ExitCode, UsageError, WorkerUnavailableError
 from wuwan_runner.gpus import placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.options import WorkerSpec
+from wuwan_runner.resolved import resolve
 
 # The parts of a daemon's /info that matter.
 RUNTIME = {"Runtimes": {"runc": {"path": "runc"}, "nvidia": {"path": "nvidia-container-runtime"}}}
@@ -39,7 +40,7 @@ def choose(
 ) -> Placement:
     """For a model that is known to nobody here, as one in a container image is."""
     wanted = WorkerSpec(model=spec.pop("model", "elsewhere"), gpus=choice, **spec)
-    return placement.choose(wanted, offer, absent=ABSENT, obstacle=obstacle)
+    return placement.choose(resolve(wanted), offer, absent=ABSENT, obstacle=obstacle)
 
 
 @pytest.mark.parametrize("choice", ["auto", "all", "none", "0", "3", "0,1", "10,2"])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.starting import request_for
 from wuwan_runner import Tagger, TagOptions
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia
 from wuwan_runner.launchers import local
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
+from wuwan_runner.resolved import resolve
 from wuwan_runner.wire import address, control
-from wuwan_runner.worker import StartRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,15 +64,19 @@ def environment_of(spec: WorkerSpec, index: int = 0) -> tuple[dict[str, str], li
     """Start a worker: its environment, its arguments, and what the user is told."""
     launcher, notes = LocalLauncher(), list[str]()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(address.private(launcher.key(spec)).name)
+        listener.bind(address.private(launcher.key(resolve(spec))).name)
         listener.listen()
         started = launcher.start(
-            StartRequest(spec=spec, index=index, ttl=0.0, timeouts=Timeouts(), notify=notes.append),
+            request_for(launcher, spec, index=index, notify=notes.append),
             listener,
         )
         try:
             process = Path(f"/proc/{started._process.pid}")
-            entries = (process / "environ").read_text().split("\0")
+            # Popen returns when its pipe closes, and the kernel does that just before it has these.
+            deadline = time.monotonic() + 10
+            while not (content := (process / "environ").read_text()):
+                assert time.monotonic() < deadline
+            entries = content.split("\0")
             arguments = (process / "cmdline").read_text().split("\0")
         finally:
             started.kill()
@@ -155,9 +161,9 @@ def test_torch_is_not_installed(machine: Any, model: str, monkeypatch: pytest.Mo
     monkeypatch.setitem(local.NEEDED, "torch", ("wuwan_no_such_package",))
     launcher = LocalLauncher()
     with pytest.raises(WorkerUnavailableError, match="needs wuwan_no_such_package") as caught:
-        launcher.placement(WorkerSpec(model=model, gpus="0"), Timeouts())
+        launcher.placement(resolve(WorkerSpec(model=model, gpus="0")), Timeouts())
     assert "pip install 'wuwan[gpu]'" in caught.value.hint
-    placement = launcher.placement(WorkerSpec(model=model), Timeouts())
+    placement = launcher.placement(resolve(WorkerSpec(model=model)), Timeouts())
     assert placement.devices == ()
     assert "pip install 'wuwan[gpu]'" in placement.note
 
@@ -182,8 +188,8 @@ def test_the_key_names_what_differs(machine: Any, monkeypatch: pytest.MonkeyPatc
     machine(2)
     launcher = LocalLauncher()
     choices = ("none", "auto", "all", "0", "1")
-    free = {choice: launcher.key(WorkerSpec(gpus=choice)) for choice in choices}
+    free = {choice: launcher.key(resolve(WorkerSpec(gpus=choice))) for choice in choices}
     monkeypatch.setenv(nvidia.VISIBLE, "1")
-    bound = {choice: launcher.key(WorkerSpec(gpus=choice)) for choice in choices}
+    bound = {choice: launcher.key(resolve(WorkerSpec(gpus=choice))) for choice in choices}
     assert free.pop("none") == bound.pop("none")
     assert len(set(free.values()) | set(bound.values())) == 8

@@ -18,6 +18,7 @@ from wuwan_runner.errors import ModelError, WorkerUnavailableError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.models import conversion, general_zh, store
 from wuwan_runner.options import WorkerSpec
+from wuwan_runner.resolved import model, resolve
 from wuwan_runner.wire import address
 from wuwan_worker.shared import bundle
 from wuwan_worker.shared.private_dir import PrivateDir
@@ -67,38 +68,38 @@ def test_where_a_container_finds_a_model(
     added = add(download)
     baked = {images.LABEL_MODELS: model_mount.label([added])}
     stale = {images.LABEL_MODELS: "mine=0123 other=4567"}
-    assert model_mount.mount("imagenet-zh", "image", {}) == ("imagenet-zh", None)
-    assert model_mount.mount("mine", "image", {}) == ("/models/mine", added.root)
-    assert model_mount.mount("mine", "image", stale) == ("/models/mine", added.root)
-    assert model_mount.mount("mine", "image", baked) == ("/models/mine", None)
-    assert model_mount.mount(f"{added.root}/", "image", {}) == ("/models/mine", added.root)
-    assert model_mount.mount("other", "image", stale) == ("/models/other", None)  # not here
+    assert model_mount.mount(model("imagenet-zh"), "image", {}) == ("imagenet-zh", None)
+    assert model_mount.mount(model("mine"), "image", {}) == ("/models/mine", added.root)
+    assert model_mount.mount(model("mine"), "image", stale) == ("/models/mine", added.root)
+    assert model_mount.mount(model("mine"), "image", baked) == ("/models/mine", None)
+    assert model_mount.mount(model(f"{added.root}/"), "image", {}) == ("/models/mine", added.root)
+    assert model_mount.mount(model("other"), "image", stale) == ("/models/other", None)  # not here
     with pytest.raises(WorkerUnavailableError, match="no model named 'nothing'"):
-        model_mount.mount("nothing", "image", baked)
+        model_mount.mount(model("nothing"), "image", baked)
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-    assert model_mount.mount("mine", "image", baked) == ("/models/mine", None)
+    assert model_mount.mount(model("mine"), "image", baked) == ("/models/mine", None)
     for labels in ({}, stale):
         with pytest.raises(
             WorkerUnavailableError, match="the image image does not hold the model mine"
         ) as no:
-            model_mount.mount("mine", "image", labels)
+            model_mount.mount(model("mine"), "image", labels)
         assert no.value.hint == "wuwan image build --model mine"
     with pytest.raises(WorkerUnavailableError) as no:
-        model_mount.mount("mine", "image", {images.LABEL_VARIANT: "gpu"})
+        model_mount.mount(model("mine"), "image", {images.LABEL_VARIANT: "gpu"})
     assert no.value.hint == "wuwan image build --variant gpu --model mine"
 
 
 def test_workers_are_shared_by_what_the_model_is(download: Path) -> None:
     """A model that is added anew under its old name gets a worker of its own."""
     spec = WorkerSpec(model="mine")
-    before = DockerLauncher().key(spec)
+    before = DockerLauncher().key(resolve(spec))
     add(download)
-    first = DockerLauncher().key(spec)
+    first = DockerLauncher().key(resolve(spec))
     store.remove("mine")
     meta = download / "meta_info.txt"
     meta.write_text(meta.read_text().replace("虎纹猫", "老虎猫"))
     add(download)
-    assert len({before, first, DockerLauncher().key(spec)}) == 3
+    assert len({before, first, DockerLauncher().key(resolve(spec))}) == 3
 
 
 @pytest.mark.docker

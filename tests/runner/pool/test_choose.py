@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.starting import request_for
 from wuwan_runner import TagOptions
 from wuwan_runner.containers import daemon, images
 from wuwan_runner.errors import WorkerUnavailableError
@@ -17,7 +18,7 @@ from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.launchers.local import LocalLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
 from wuwan_runner.pool.choose import choose
-from wuwan_runner.worker import StartRequest
+from wuwan_runner.resolved import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,7 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def place(choice: str, **spec: str) -> Placement:
     """Where the Docker launcher would put it."""
     wanted = WorkerSpec(model=spec.pop("model", MODEL), gpus=choice, **spec)
-    return DockerLauncher().placement(wanted, Timeouts())
+    return DockerLauncher().placement(resolve(wanted), Timeouts())
 
 
 @pytest.mark.docker
@@ -117,7 +118,7 @@ class TestDocker:
         """The daemon's refusal comes with advice, and leaves no container (fault 10)."""
         has(offer)
         spec = WorkerSpec(model=MODEL, gpus="0")
-        request = StartRequest(spec=spec, ttl=0.0, timeouts=Timeouts(), notify=lambda _: None)
+        request = request_for(DockerLauncher(), spec)
         with socket.socket() as listener, pytest.raises(WorkerUnavailableError) as caught:
             DockerLauncher().start(request, listener)
         assert "device driver" in str(caught.value)
@@ -133,7 +134,7 @@ class TestDocker:
 
 
 def answer(placement: Placement | WorkerUnavailableError) -> Callable[..., Placement]:
-    """A launcher's `place`."""
+    """A launcher's `placement`."""
 
     def place(*_: object) -> Placement:
         if isinstance(placement, WorkerUnavailableError):
@@ -171,14 +172,14 @@ def test_the_runner_follows_the_gpu(
 ) -> None:
     """Without `--runner` Docker goes first, unless only a local worker has the GPU; it is said."""
     monkeypatch.setattr(daemon, "may_answer", lambda: True)
-    monkeypatch.setattr(DockerLauncher, "place", answer(contained))
-    monkeypatch.setattr(LocalLauncher, "place", answer(here))
+    monkeypatch.setattr(DockerLauncher, "placement", answer(contained))
+    monkeypatch.setattr(LocalLauncher, "placement", answer(here))
     options, told = TagOptions(spec=WorkerSpec(gpus=choice)), list[str]()
     if " " in expected:
         with pytest.raises(WorkerUnavailableError, match=expected):
-            choose(options, told.append)
+            choose(resolve(options.spec), options, told.append)
         return
-    assert choose(options, told.append).name == expected
+    assert choose(resolve(options.spec), options, told.append).name == expected
     assert len(told) == (expected == "local")
 
 
@@ -188,6 +189,8 @@ def test_without_docker_a_gpu_is_asked_of_the_local_runner(
     """Its own error is the one that helps."""
     monkeypatch.setattr(daemon, "may_answer", lambda: False)
     options = TagOptions(spec=WorkerSpec(gpus="0"))
-    assert choose(options, lambda _: None).name == "local"
+    assert choose(resolve(options.spec), options, lambda _: None).name == "local"
     with pytest.raises(WorkerUnavailableError, match="--image x needs Docker"):
-        choose(TagOptions(spec=WorkerSpec(image="x")), lambda _: None)
+        choose(
+            resolve(WorkerSpec(image="x")), TagOptions(spec=WorkerSpec(image="x")), lambda _: None
+        )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wuwan_runner import launchers
 from wuwan_runner.pool.base import WorkerPool
+from wuwan_runner.resolved import resolve
 from wuwan_runner.wire.connection import Connection
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
@@ -154,7 +155,7 @@ class FakePool(WorkerPool):
     """Each connection leads to a worker of its own."""
 
     def __init__(self, world: World, options: TagOptions) -> None:
-        super().__init__(launchers.get("local"), options, world.told.append)
+        super().__init__(launchers.get("local"), resolve(options.spec), options, world.told.append)
         self._world = world
 
     def acquire(self, index: int) -> Connection:
