@@ -124,7 +124,7 @@ def _photos(directory: Path | None, scratch: Path) -> list[str]:
     if directory is None:
         return _generated(scratch)
     entries = discover([str(directory)], Selection())
-    found = [os.path.abspath(entry.path) for entry in entries if entry is not None]
+    found = [os.path.abspath(entry.path) for entry in entries]
     found = [path for path in found if os.path.isfile(path) and os.access(path, os.R_OK)]
     if not found:
         raise UsageError(f"{directory} holds no images that can be read")

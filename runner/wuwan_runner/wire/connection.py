@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+    from wuwan_runner.inputs.base import Item
     from wuwan_runner.options import TagOptions, Timeouts
     from wuwan_runner.worker import StartedWorker
 
@@ -26,15 +27,6 @@ _RETRY_PAUSE = 0.005
 
 class ConnectionLostError(Exception):
     """The worker is gone, or has broken the protocol."""
-
-
-@dataclass(slots=True)
-class Item:
-    """One image on its way."""
-
-    seq: int  # its place among the inputs
-    path: str
-    attempts: int = 0  # workers that were lost with it
 
 
 @dataclass(slots=True, eq=False)
@@ -118,10 +110,10 @@ class Connection:
         now = time.monotonic()
         if not self.outstanding:
             self.last_activity = now
-        self.outstanding.update((item.seq, (item, now)) for item, _ in items)
+        self.outstanding.update((item.number, (item, now)) for item, _ in items)
         descriptors = [descriptor for _, descriptor in items]
         try:
-            self._send(Images(ids=[item.seq for item, _ in items]), descriptors)
+            self._send(Images(ids=[item.number for item, _ in items]), descriptors)
         finally:
             protocol.close_all(descriptors)
 

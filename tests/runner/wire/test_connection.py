@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.runner.run.fake_worker import welcome
+from wuwan_runner.inputs.base import Item
+from wuwan_runner.inputs.files import Found
 from wuwan_runner.options import TagOptions, Timeouts
-from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
+from wuwan_runner.wire.connection import Connection, ConnectionLostError
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import Done, FrameDecoder, Hello, Images, Ready, Results
 
@@ -39,7 +41,7 @@ private = pytest.mark.parametrize("pair", [True], indirect=True)
 
 def opened(*numbers: int) -> list[tuple[Item, int]]:
     """Images, each with a descriptor."""
-    return [(Item(number, f"{number}"), protocol.probe_descriptor()) for number in numbers]
+    return [(Item(number, Found(f"{number}")), protocol.probe_descriptor()) for number in numbers]
 
 
 def heard(peer: socket.socket) -> list[protocol.Frame]:
