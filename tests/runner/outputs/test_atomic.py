@@ -139,6 +139,7 @@ def test_the_holder_before_us_ends_while_we_lock(
     target: Path, partial: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """What we have locked then has another name or none: we lock what is there now instead."""
+    before = os.listdir("/proc/self/fd")
     first = AtomicFile(str(target), ours=_any, fresh=True)
     first.append(b"one\n")
     real = fcntl.flock
@@ -159,6 +160,7 @@ def test_the_holder_before_us_ends_while_we_lock(
         assert target.exists() == (end == "commit")
         if end == "commit":
             assert target.read_bytes() == b"one\n"
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_is_not_ours_is_not_touched(target: Path, partial: Path) -> None:

@@ -46,7 +46,7 @@ def test_any_path_comes_back(raw: bytes) -> None:
     assert (base64.b64decode(encoded) if encoded else found["path"].encode()) == raw
 
 
-@given(st.text(st.characters(exclude_categories=())))
+@given(st.text(st.sampled_from('a猫\n\r\0\u2028"\\\udcff')))
 def test_any_message_comes_back(text: str) -> None:
     """Lone surrogates, which UTF-8 has no bytes for, and line ends, too."""
     failure = ItemFailure(ErrorCode.UNREADABLE, text)
