@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import termios
@@ -90,3 +91,15 @@ def test_a_model_that_is_damaged_in_an_odd_place(wuwan: Any, tmp_path: Path) -> 
     done = wuwan("model", "list", env=os.environ | {"XDG_DATA_HOME": str(home), "COLUMNS": "500"})
     assert done.returncode == 0, done.stderr
     assert f"unusable: {manifest} is not valid TOML" in done.stdout.decode()
+
+
+def test_a_worker_has_a_row(wuwan: Any) -> None:
+    """`wuwan ps` into a pipe: a line for each worker, under a heading for each of its columns."""
+    assert wuwan("warm", "--runner=local").returncode == 0
+    done = wuwan("ps")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.decode().splitlines() if line.strip()]
+    headings, _, row = (re.split(r"\s{2,}", line.strip()) for line in lines)
+    assert headings[:3] == ["NAME", "MODEL", "RUNNER"]
+    assert (row[1:3], row[-1]) == (["imagenet-zh", "local"], "-")
+    assert len(row) == len([word for heading in headings for word in heading.split()])

@@ -44,6 +44,7 @@ class AtomicFile:
         """
         self.target = os.path.realpath(target)
         self.partial = self.target + PARTIAL
+        self.committed = False  # FILE.partial has become FILE
         self._good = 0  # bytes that stay, whatever happens
         with explained(target), contextlib.ExitStack() as on_failure:
             self._descriptor = self._lock(ours)
@@ -143,12 +144,14 @@ class AtomicFile:
             os.fsync(self._descriptor)
             check(self.target)
             os.rename(self.partial, self.target)
+            self.committed = True
             _sync_directory(os.path.dirname(self.target))
 
     def remove(self) -> None:
-        """Remove FILE.partial, as far as that can be done."""
-        with contextlib.suppress(OSError):
-            os.unlink(self.partial)
+        """Remove FILE.partial, as far as that can be done and it is not FILE already."""
+        if not self.committed:  # else there may be one of another run by now
+            with contextlib.suppress(OSError):
+                os.unlink(self.partial)
 
     def close(self) -> None:
         """Give up the lock; what is in FILE.partial stays there."""

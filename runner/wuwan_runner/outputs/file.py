@@ -86,6 +86,8 @@ class FileSink:
 
     def abandon(self) -> str:
         """See `Sink.abandon`."""
+        if self._file.committed:  # and only the directory could not be synced
+            return f"{counted(self.written)} written"
         if not self.written:
             # A run that was to be resumed and ended before its first input has lost nothing yet.
             if self._earlier is None or self._file.is_empty():

@@ -297,6 +297,18 @@ def test_a_directory_that_cannot_be_synced(
     assert target.exists()
 
 
+def test_after_the_rename_the_name_is_free(target: Path, partial: Path) -> None:
+    """What is called FILE.partial by then belongs to another run, and is not removed."""
+    with _file(target) as first:
+        assert not first.committed
+        first.commit(_nothing)
+        assert first.committed
+        with _file(target) as second:
+            second.append(b"two\n")
+            first.remove()
+            assert partial.read_bytes() == b"two\n"
+
+
 def test_what_is_replaced_has_a_name(target: Path) -> None:
     """Only where there is a content to lose."""
     with _file(target) as file:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from wuwan_runner import outputs
 from wuwan_runner.errors import ExitCode, LockedError, OptionError, UsageError
 from wuwan_runner.outputs.base import TargetError
 from wuwan_runner.outputs.choose import is_stdout, opened, own_names
@@ -157,3 +161,24 @@ def test_the_terms_reach_the_file(tmp_path: Path) -> None:
         sink.take_over("a.jpg")
     with opened(target, resume=True, models=("m",)) as sink:
         assert sink.take_over("a.jpg")
+
+
+def test_a_program_that_uses_the_library(tmp_path: Path, photos: Path) -> None:
+    """What the package's own text shows works, and is gone on with after an interruption."""
+    program = textwrap.dedent(str(outputs.__doc__).partition("::\n")[2].rpartition("\n\n")[0])
+    (tmp_path / "photos").symlink_to(photos)
+    target, partial = tmp_path / "labels.jsonl", tmp_path / "labels.jsonl.partial"
+
+    def run(code: str) -> int:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=tmp_path, timeout=90, check=False).returncode
+
+    assert run(program) == 0
+    whole = target.read_bytes()
+    assert whole.count(b"\n") == 4
+    target.unlink()
+    partial.write_bytes(whole[: whole.index(b"\n") + 20])
+    assert run(program.replace("sink.commit()", "raise SystemExit(7)")) == 7
+    assert partial.read_bytes() == whole
+    assert run(program) == 0
+    assert target.read_bytes() == whole

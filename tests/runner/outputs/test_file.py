@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from wuwan_runner.errors import UsageError
+from wuwan_runner.outputs.base import OutputError
 from wuwan_runner.outputs.file import FileSink
 from wuwan_runner.outputs.jsonl import encoded
 from wuwan_runner.records import ItemFailure, ItemWarning, Record
@@ -185,6 +187,24 @@ def test_something_else_in_the_place_of_the_file(target: Path, partial: Path) ->
             sink.commit()
     assert target.read_bytes() == b"\xff\xd8\xff\xe0"
     assert partial.read_bytes() == _bytes(A)
+
+
+def test_a_disk_that_fails_after_the_rename(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is said, and that the records are there: not that they are in FILE.partial."""
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.closing(FileSink(target)) as sink:
+        sink.write([A])
+        with pytest.raises(OutputError, match="Input/output error"):
+            sink.commit()
+        assert sink.abandon() == "1 record written"
+    assert target.read_bytes() == _bytes(A)
 
 
 @pytest.mark.parametrize("resume", [True, False])
