@@ -21,7 +21,7 @@ import selectors
 import time
 from collections import deque
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from wuwan_runner.errors import (
     EndedByHandError,
@@ -30,29 +30,25 @@ from wuwan_runner.errors import (
     WorkerUnavailableError,
 )
 from wuwan_runner.inputs.discover import OpenError, open_image
-from wuwan_runner.records import ItemFailure, Record, from_item
+from wuwan_runner.records import ItemFailure, Record, from_result
 from wuwan_runner.run import known_picture
 from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
-    Adopt,
+    Cancelled,
     Done,
     End,
     ErrorCode,
     Fatal,
     FatalCode,
-    Hello,
-    Images,
     Logs,
-    LogsRequest,
-    Message,
     Ready,
+    Result,
     Results,
     Status,
-    StatusRequest,
-    Stop,
     Stopping,
+    ToClient,
     Welcome,
 )
 
@@ -316,7 +312,7 @@ class Dispatch:
                 return
             self._handle(connection, message)
 
-    def _handle(self, connection: Connection, message: Message) -> None:
+    def _handle(self, connection: Connection, message: ToClient) -> None:
         match message:
             case Welcome():
                 self._races = 0
@@ -335,30 +331,19 @@ class Dispatch:
                 self._drained(connection)
             case Fatal():
                 self._refused(connection, message)
-            case (
-                Hello()
-                | Images()
-                | End()
-                | StatusRequest()
-                | Status()
-                | LogsRequest()
-                | Logs()
-                | Stop()
-                | Stopping()
-                | Adopt()
-            ):
+            case Status() | Logs() | Stopping():
                 self._lost(connection, f"unexpected {type(message).__name__}", None)
             case _:
                 assert_never(message)
 
-    def _answered(self, connection: Connection, items: list[dict[str, Any]]) -> None:
-        for result in items:
-            item, _ = connection.outstanding.pop(result["id"], (None, 0.0))
-            if item is None:
+    def _answered(self, connection: Connection, results: list[Result]) -> None:
+        for result in results:
+            item, _ = connection.outstanding.pop(result.id, (None, 0.0))
+            if item is None or isinstance(result, Cancelled):  # nothing is ever taken back
                 self._lost(connection, "an answer to nothing that was asked", None)
                 return
             connection.answered += 1
-            record = from_item(item.path, self._model, result, strict=self._options.strict)
+            record = from_result(item.path, self._model, result, strict=self._options.strict)
             if record.error is None:
                 self._losses = 0
                 self._trust = TRUST

@@ -28,11 +28,12 @@ from wuwan_worker.shared.protocol import (
     FatalCode,
     FrameDecoder,
     Hello,
-    Message,
     Status,
     StatusRequest,
     Stop,
     Stopping,
+    ToClient,
+    ToWorker,
     Welcome,
 )
 
@@ -251,15 +252,15 @@ def test_the_end_of_the_way_there_is_no_workers_end(
 class Peer:
     """The worker's end of a connection: answers each message as a script says."""
 
-    def __init__(self, *script: list[Message] | bytes) -> None:
+    def __init__(self, *script: list[ToClient] | bytes) -> None:
         self.ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.heard: list[Message] = []
+        self.heard: list[ToWorker] = []
         self._script = script
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        decoder = FrameDecoder()
+        decoder = FrameDecoder(protocol.WORKER)
         with contextlib.suppress(OSError), self._theirs as sock:
             for answers in self._script:
                 while True:
@@ -288,7 +289,7 @@ class Peer:
 
 def test_asks_and_commands() -> None:
     """It greets as one that does not tag, and takes the answer to what it asked."""
-    script: list[list[Message]] = [[WELCOME], [STATUS], [Stopping(accepted=True)]]
+    script: list[list[ToClient]] = [[WELCOME], [STATUS], [Stopping(accepted=True)]]
     with Peer(*script) as peer:
         with Control(peer.ours, 5.0) as asker:
             assert asker.welcome == WELCOME
@@ -303,7 +304,7 @@ def test_asks_and_commands() -> None:
 
 def test_other_messages_are_passed_over() -> None:
     """A worker that becomes ready meanwhile says so to everyone."""
-    script: list[list[Message]] = [[WELCOME], [protocol.Ready(device="x"), STATUS]]
+    script: list[list[ToClient]] = [[WELCOME], [protocol.Ready(device="x"), STATUS]]
     with Peer(*script) as peer, Control(peer.ours, 5.0) as asker:
         assert asker.status() == STATUS
 

@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from wuwan_worker.jobs import Options
 from wuwan_worker.serving import server
 from wuwan_worker.shared import bundle, labels, protocol
 from wuwan_worker.shared.protocol import (
     Done,
     End,
     ErrorCode,
+    Failed,
     Fatal,
     FatalCode,
     Images,
+    Labelled,
+    LabelScore,
     Logs,
     LogsRequest,
     Ready,
@@ -47,6 +51,12 @@ if TYPE_CHECKING:
     Connect = Callable[[str], Client]
     Serve = Callable[..., InProcess]
     Start = Callable[..., Worker]
+
+
+def _large(number: int, size: int) -> Labelled:
+    """An answer of about that many bytes."""
+    labels = (LabelScore("x" * size, 1.0, ""),)
+    return Labelled(id=number, width=1, height=1, labels=labels)
 
 
 def _fatal(client: Client) -> Fatal:
@@ -118,7 +128,7 @@ def test_another_user_is_refused(serve: Serve, connect: Connect) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 sock.settimeout(10)
                 sock.connect(running.name)
-                frames = protocol.FrameDecoder().feed(*protocol.receive(sock))
+                frames = protocol.FrameDecoder(protocol.CLIENT).feed(*protocol.receive(sock))
                 message = frames[0].message
                 refused = isinstance(message, Fatal) and message.code == FatalCode.FORBIDDEN
                 code = 0 if refused and sock.recv(1) == b"" else 2
@@ -198,7 +208,7 @@ def test_options_go_with_the_images(serve: Serve, connect: Connect) -> None:
     client.send_images([7], b"content")
     job = running.server.jobs.get()
     assert job is not None
-    assert (job.id, job.options) == (7, server.Options(2, 0.5, True, ""))
+    assert (job.id, job.options) == (7, Options(2, 0.5, True, ""))
     assert os.pread(job.descriptor, 64, 0) == b"content"
     os.close(job.descriptor)
 
@@ -214,7 +224,7 @@ def test_answers_larger_than_a_frame_are_split(serve: Serve, connect: Connect) -
         job = running.server.jobs.get()
         assert job is not None
         os.close(job.descriptor)
-        items.append({"id": job.id, "labels": "x" * (protocol.MAX_PAYLOAD // 2)})
+        items.append(_large(job.id, protocol.MAX_PAYLOAD // 2))
     running.server.answer(0, items)
     assert client.items(3).keys() == {1, 2, 3}
 
@@ -225,7 +235,7 @@ def test_one_answer_larger_than_a_frame(serve: Serve, connect: Connect) -> None:
     client = connect(running.name)
     client.hello()
     client.send_images([1], b"")
-    running.answer(1, labels="x" * protocol.MAX_PAYLOAD)
+    running.answer(1, labels=_large(1, protocol.MAX_PAYLOAD).labels)
     assert _fatal(client).code == FatalCode.PROTOCOL
     connect(running.name).hello()
 
@@ -248,7 +258,7 @@ def test_a_client_that_vanishes_leaves_nothing_queued(
     # A decoder that hangs on it must not keep the worker up when all its clients are gone.
     running.wait_for(lambda: running.lifecycle.unanswered == 0)
     os.close(job.descriptor)
-    running.server.answer(job.client, [{"id": job.id}])
+    running.server.answer(job.client, [_large(job.id, 1)])
     running.wait_to_be(descriptors, before)
     assert running.lifecycle.unanswered == 0
 
@@ -260,7 +270,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(serve: Serve, connect: Conn
     silent.hello()
     other.hello()
     silent.send_images(range(10), b"")
-    running.answer(10, labels="x" * 500_000)
+    running.answer(10, labels=_large(1, 500_000).labels)
     other.send_images([1], b"")
     running.answer(1)
     other.items(1)
@@ -393,7 +403,7 @@ def test_unread_answers_end_the_end(
     client = connect(running.name)
     client.hello()
     client.send_images([1], b"")
-    running.answer(1, labels="x" * 5_000_000)
+    running.answer(1, labels=_large(1, 5_000_000).labels)
     running.server.drain()
     assert running.join() == 0
 
@@ -655,12 +665,16 @@ def test_photos_get_their_labels(warm: Worker, connect: Connect, photos: Path) -
     client.send(End(count=3))
     items = client.items(3)
     assert client.ended() == [Done(count=3)]
-    assert items[12]["error"]["code"] == ErrorCode.NOT_AN_IMAGE
-    assert "猫" in str(items[11]["labels"])
-    assert "杯" in str(items[13]["labels"]) or "咖啡" in str(items[13]["labels"])
-    assert (items[11]["width"], items[11]["height"]) == (451, 300)
-    for number in (11, 13):
-        scores = [label["score"] for label in items[number]["labels"]]
+    cat, text, cup = items[11], items[12], items[13]
+    assert isinstance(text, Failed)
+    assert text.error.code == ErrorCode.NOT_AN_IMAGE
+    assert isinstance(cat, Labelled)
+    assert isinstance(cup, Labelled)
+    assert "猫" in str(cat.labels)
+    assert "杯" in str(cup.labels) or "咖啡" in str(cup.labels)
+    assert (cat.width, cat.height) == (451, 300)
+    for photo in (cat, cup):
+        scores = [label.score for label in photo.labels]
         assert len(scores) == 3
         assert scores == sorted(scores, reverse=True)
         assert all(0 <= score <= 1 for score in scores)
@@ -676,12 +690,12 @@ def test_clients_get_their_own_answers(warm: Worker, connect: Connect, photos: P
         for number, client in enumerate(clients):
             client.send_images(range(4), cup if number % 2 else cat)
         for number, client in enumerate(clients):
-            items = client.items(4)
+            items = client.labelled(4)
             assert items.keys() == set(range(4))
-            best = {item["labels"][0]["label"] for item in items.values()}
+            best = {item.labels[0].label for item in items.values()}
             assert len(best) == 1
             assert ("猫" in str(items[0])) == (number % 2 == 0)
-            assert {len(item["labels"]) for item in items.values()} == {number + 1}
+            assert {len(item.labels) for item in items.values()} == {number + 1}
 
 
 def test_hostile_peers_leave_a_worker_as_it_was(
