@@ -7,27 +7,34 @@ engine; elsewhere it is a real worker process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 
 from wuwan_worker.jobs import Options
 from wuwan_worker.serving import server
 from wuwan_worker.shared import bundle, labels, protocol
 from wuwan_worker.shared.protocol import (
+    Cancel,
+    Cancelled,
     Done,
     End,
     ErrorCode,
     Failed,
     Fatal,
     FatalCode,
+    ImageOptions,
     Images,
+    KeepAlive,
     Labelled,
     LabelScore,
     Logs,
@@ -39,6 +46,7 @@ from wuwan_worker.shared.protocol import (
     StatusRequest,
     Stop,
     Stopping,
+    Wanted,
     Welcome,
 )
 
@@ -105,6 +113,38 @@ def test_another_version_is_refused(serve: Serve, connect: Connect) -> None:
     fatal = _fatal(client)
     assert fatal.code == FatalCode.PROTOCOL
     assert f"protocol {protocol.VERSION}" in fatal.message
+
+
+def _strange(name: str, **fields: Any) -> bytes:
+    """A frame of a version to come."""
+    payload: bytes = msgpack.packb({"type": name, **fields})
+    return protocol.HEADER.pack(protocol.MAGIC, 0, len(payload)) + payload
+
+
+@pytest.mark.parametrize("strange", [{}, {"level": 7, "top_k": "all", "ttl": [1]}])
+def test_a_hello_that_cannot_be_understood_is_refused_by_its_version(
+    serve: Serve, connect: Connect, strange: dict[str, Any]
+) -> None:
+    """Not for a field that means something else by then."""
+    client = connect(serve().name)
+    client.sock.sendall(_strange("Hello", version=protocol.VERSION + 1, **strange))
+    assert "speaks protocol" in _fatal(client).message
+
+
+@pytest.mark.parametrize("version", [1, protocol.VERSION + 1])
+def test_any_version_may_ask_for_the_status_and_stop(
+    serve: Serve, connect: Connect, version: int
+) -> None:
+    """With a Hello of which little is understood, and questions with fields that are unknown."""
+    running = serve()
+    client = connect(running.name)
+    client.sock.sendall(_strange("Hello", version=version, tagging=False, level=7, mood="good"))
+    assert client.take(Welcome).name == "test"
+    client.sock.sendall(_strange("StatusRequest", depth=3))
+    assert client.take(Status).clients == 0
+    client.sock.sendall(_strange("Stop", if_idle=True, kindly=True))
+    assert client.take(Stopping).accepted
+    assert running.join() == 0
 
 
 def test_a_level_that_the_model_lacks_is_refused(serve: Serve, connect: Connect) -> None:
@@ -213,6 +253,52 @@ def test_options_go_with_the_images(serve: Serve, connect: Connect) -> None:
     os.close(job.descriptor)
 
 
+def test_an_image_may_have_options_of_its_own(serve: Serve, connect: Connect) -> None:
+    """They go with their image, and what nobody knows how to do yet is no error."""
+    running = serve()
+    client = connect(running.name)
+    client.hello(top_k=2, wanted=Wanted(keywords=True), keep_alive=KeepAlive(park_after=1.0))
+    images = Images(ids=[7, 8], options=[ImageOptions(), ImageOptions(top_k=9)])
+    probes = [protocol.probe_descriptor() for _ in images.ids]
+    client.send(images, probes)
+    protocol.close_all(probes)
+    jobs = [running.server.jobs.get() for _ in range(2)]
+    assert [(job.id, job.options.top_k) for job in jobs if job is not None] == [(7, 2), (8, 9)]
+    protocol.close_all(job.descriptor for job in jobs if job is not None)
+
+
+def test_images_that_are_taken_back(
+    serve: Serve, connect: Connect, descriptors: Callable[[], list[str]]
+) -> None:
+    """Those that are queued are answered at once and closed; the others as ever; Done has all."""
+    running = serve()
+    client, other = connect(running.name), connect(running.name)
+    for one in (client, other):
+        one.hello()
+    before = descriptors()
+    other.send_images([2], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 1)
+    client.send_images([1, 2, 3], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 4)
+    begun = [running.server.jobs.get(), running.server.jobs.get()]  # one of each
+    client.send(Cancel(ids=[1, 2, 77]))
+    assert client.items(1) == {2: Cancelled(id=2)}
+    client.send(End(count=3))
+    for job in begun:
+        assert job is not None
+        os.close(job.descriptor)
+        running.server.answer(job.client, [_large(job.id, 1)])
+    running.answer(1)
+    assert client.labelled(2).keys() == {1, 3}
+    assert client.ended() == [Done(count=3)]
+    assert other.labelled(1).keys() == {2}
+    other.send(StatusRequest())
+    assert other.take(Status).images_done == 3  # nobody has looked at the fourth
+    assert running.lifecycle.unanswered == 0
+    client.close()
+    running.wait_to_be(lambda: len(descriptors()), len(before) - 2)  # both ends of its connection
+
+
 def test_answers_larger_than_a_frame_are_split(serve: Serve, connect: Connect) -> None:
     """All labels of a large bundle for several images at once end nobody."""
     running = serve()
@@ -275,6 +361,38 @@ def test_a_client_that_does_not_read_holds_up_nobody(serve: Serve, connect: Conn
     running.answer(1)
     other.items(1)
     assert silent.items(10).keys() == set(range(10))
+
+
+def test_no_descriptor_is_free(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes then waits in line, at no cost; who is there is served; then the line moves on."""
+    running = serve()
+    client = connect(running.name)
+    client.hello()
+    none_free, accept = threading.Event(), socket.socket.accept
+    refused: list[float] = []
+    none_free.set()
+
+    def accept_or_fail(listener: socket.socket) -> Any:
+        if none_free.is_set():
+            refused.append(time.monotonic())
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_or_fail)
+    waiting = connect(running.name)
+    waiting.say_hello()
+    running.wait_for(lambda: bool(refused))
+    begin, asked = time.monotonic(), 0
+    while time.monotonic() - begin < 0.3:
+        client.send(StatusRequest())
+        client.take(Status)
+        asked += 1
+    assert asked > 15  # nobody sleeps while the line is looked at now and then
+    assert 2 <= len(refused) <= 8
+    none_free.clear()
+    assert waiting.take(Welcome).readable
 
 
 # ---------------------------------------------------------------- questions and orders

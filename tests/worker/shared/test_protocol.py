@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import contextlib
+import dataclasses
 import enum
 import os
 import resource
 import socket
 import struct
 import threading
+import types
 import typing
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from wuwan_worker.shared.protocol import (
     Costs,
     DescriptorError,
     End,
+    Fatal,
     Frame,
     FrameDecoder,
     Hello,
@@ -38,7 +41,10 @@ from wuwan_worker.shared.protocol import (
     Side,
     Status,
     StatusRequest,
+    Stop,
+    Stopping,
     ToWorker,
+    Welcome,
 )
 
 if TYPE_CHECKING:
@@ -239,6 +245,207 @@ def test_send_frame_sends_large_frames_whole() -> None:
     assert len(frames[0].descriptors) == 1
     frames[0].close()
     os.close(descriptor)
+
+
+# ---------------------------------------------------------------- peers that say more or less
+
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | _FLOATS | _TEXT | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_TEXT, inner, max_size=2),
+    max_leaves=4,
+)
+_UNKNOWN = _TEXT.map(lambda name: f"future {name}")  # no field's name
+# One of each kind that msgpack has.
+_SPECIMENS: tuple[Any, ...] = (None, True, 1, 1.5, "x", b"x", [1.5], {"x": 1})
+
+
+def _content(message: Message) -> dict[str, Any]:
+    """A message's map, as it travels."""
+    content: dict[str, Any] = msgpack.unpackb(protocol.pack(message))
+    return content
+
+
+def _read(content: object, side: Side[Any]) -> Any:
+    return protocol.unpack(msgpack.packb(content), side)
+
+
+def _fits(hint: Any, value: object) -> bool:
+    """Whether a value, of those above, may be in a field of that kind."""
+    if typing.get_origin(hint) is types.UnionType:
+        return any(_fits(part, value) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return False  # no field is a list of floats
+    if dataclasses.is_dataclass(hint):
+        return type(value) is dict
+    return type(value) in {float: (float, int), type(None): (type(None),)}.get(hint, (hint,))
+
+
+@given(_MESSAGES, st.data())
+def test_a_field_that_is_absent_takes_its_default(message: Any, data: st.DataObject) -> None:
+    """A peer that does not know a field yet leaves it out; what has no default must be there."""
+    content = _content(message)
+    fields = dataclasses.fields(message)
+    left_out = data.draw(st.lists(st.sampled_from(fields), unique=True) if fields else st.just([]))
+    for field in left_out:
+        del content[field.name]
+    defaults = {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in left_out
+    }
+    if dataclasses.MISSING in defaults.values():
+        with pytest.raises(ProtocolError, match="lacks"):
+            _read(content, _side(message))
+    else:
+        assert _read(content, _side(message)) == dataclasses.replace(message, **defaults)
+
+
+def _more(content: Any, name: str, value: Any) -> Any:
+    """The same with a member more in every map, and in every label's array."""
+    if isinstance(content, dict):
+        more = {key: _more(member, name, value) for key, member in content.items()}
+        if "labels" in more:
+            more["labels"] = [[*label, value] for label in more["labels"]]
+        return more | {name: value}
+    if isinstance(content, list):
+        return [_more(element, name, value) for element in content]
+    return content
+
+
+@given(_MESSAGES, _UNKNOWN, _ANYTHING)
+def test_what_is_unknown_is_ignored(message: Message, name: str, value: Any) -> None:
+    """A peer may say more than we understand, at any depth."""
+    assert _read(_more(_content(message), name, value), _side(message)) == message
+
+
+@given(_MESSAGES.filter(dataclasses.fields), st.data())
+def test_a_wrong_kind_is_refused(message: Any, data: st.DataObject) -> None:
+    """What is known and of another kind than ever is no other version, but broken."""
+    hints = typing.get_type_hints(type(message))
+    name = data.draw(st.sampled_from(sorted(hints)))
+    wrong = [value for value in _SPECIMENS if not _fits(hints[name], value)]
+    content = _content(message) | {name: data.draw(st.sampled_from(wrong))}
+    with pytest.raises(ProtocolError, match=name):
+        _read(content, _side(message))
+
+
+_LABEL = ["犬", 0.5, "n1", ["动物"], []]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        1,
+        {},
+        {"id": 1},
+        {"id": 1, "labels": []},
+        {"id": True, "width": 1, "height": 1, "labels": []},
+        {"id": 1, "width": 1.0, "height": 1, "labels": []},
+        {"id": 1, "width": 1, "height": 1, "labels": {}},
+        {"id": 1, "width": 1, "height": 1, "labels": ["犬"]},
+        {"id": 1, "width": 1, "height": 1, "labels": [_LABEL[:2]]},
+        *(
+            {"id": 1, "width": 1, "height": 1, "labels": [_LABEL, [*_LABEL[:at], bad, *rest]]}
+            for at, bad, rest in [
+                (0, 1, _LABEL[1:]),
+                (1, "1", _LABEL[2:]),
+                (1, True, _LABEL[2:]),
+                (2, None, _LABEL[3:]),
+                (3, "动物", _LABEL[4:]),
+                (3, [1], _LABEL[4:]),
+                (4, [None], []),
+                (4, {}, []),
+            ]
+        ),
+        {"id": 1, "width": 1, "height": 1, "labels": [], "warning": "cut"},
+        {"id": 1, "width": 1, "height": 1, "labels": [], "warning": {"code": "?", "message": ""}},
+        {"id": 1, "width": 1, "height": 1, "labels": [], "extras": {"keywords": [1]}},
+        {"id": 1, "error": "cut"},
+        {"id": 1, "error": {"code": "truncated"}},
+        {"id": 1, "error": {"code": "no such code", "message": ""}},
+        {"id": 1, "error": {"code": ["truncated"], "message": ""}},
+        {"id": "1", "cancelled": True},
+    ],
+)
+def test_a_result_of_the_wrong_kind_is_refused(item: Any) -> None:
+    """No answer of a worker goes into a record unseen."""
+    good = {"id": 1, "width": 1, "height": 1, "labels": [_LABEL]}
+    with pytest.raises(ProtocolError, match="items"):
+        _read({"type": "Results", "items": [good, item]}, CLIENT)
+
+
+def test_what_a_label_and_a_result_may_lack() -> None:
+    """Broader terms and synonyms, a warning and extras."""
+    labels = [["犬", 1, "n1"], ["猫", 0.5, "n2", ["动物"]], _LABEL]
+    item = {"id": 1, "width": 2, "height": 3, "labels": labels, "warning": None}
+    assert _read({"type": "Results", "items": [item]}, CLIENT).items == [
+        Labelled(
+            id=1,
+            width=2,
+            height=3,
+            labels=(
+                LabelScore("犬", 1, "n1"),
+                LabelScore("猫", 0.5, "n2", ("动物",)),
+                LabelScore("犬", 0.5, "n1", ("动物",)),
+            ),
+        )
+    ]
+
+
+@pytest.mark.parametrize("side", _SIDES, ids=lambda side: side.name)
+@pytest.mark.parametrize("kind", _KINDS)
+def test_each_side_reads_its_messages_alone(side: Side[Any], kind: type[Any]) -> None:
+    """A message of the other side is refused by its name, whatever is in it."""
+    if kind in _kinds(side):
+        return
+    with pytest.raises(ProtocolError, match=f"{kind.__name__} is not for {side.name}"):
+        _read({"type": kind.__name__}, side)
+
+
+_OTHER_VERSIONS = st.integers(0, 99).filter(lambda version: version != protocol.VERSION)
+_STRANGE = st.dictionaries(
+    st.sampled_from([field.name for field in dataclasses.fields(Hello)]) | _TEXT, _ANYTHING
+)
+
+
+@given(_OTHER_VERSIONS, _STRANGE)
+def test_a_hello_of_another_version_is_always_understood(
+    version: int, strange: dict[str, Any]
+) -> None:
+    """Whatever else it says by names that we know, so that it can be refused by its version."""
+    read = _read(strange | {"type": "Hello", "version": version}, WORKER)
+    lasting = {
+        name: strange[name]
+        for name, kind in (("client", str), ("token", str), ("tagging", bool))
+        if type(strange.get(name)) is kind
+    }
+    assert read == Hello(version=version, **lasting)
+
+
+@given(_OTHER_VERSIONS, _STRANGE)
+def test_a_welcome_of_another_version_says_who_it_is(version: int, strange: dict[str, Any]) -> None:
+    """Its name, its runner and its process are enough to ask and to end it."""
+    said = {"type": "Welcome", "version": version, "name": "a", "runner": "local", "pid": 7}
+    assert _read(strange | said, CLIENT) == Welcome(
+        version=version, name="a", runner="local", pid=7
+    )
+
+
+def test_what_lasts_for_ever() -> None:
+    """These are on the wire of every version; a change here cuts `ps` and `stop` off from it."""
+    assert {
+        Hello: ("version", "client", "tagging", "token"),
+        Welcome: ("version", "name", "runner", "pid"),
+    } == protocol.LASTING
+    assert _read({"type": "StatusRequest"}, WORKER) == StatusRequest()
+    assert _read({"type": "Stop"}, WORKER) == Stop(if_idle=False)
+    assert _read({"type": "Stop", "if_idle": True}, WORKER) == Stop(if_idle=True)
+    assert _read({"type": "Stopping", "accepted": True}, CLIENT) == Stopping(accepted=True)
+    assert _read({"type": "Status", "name": "a"}, CLIENT) == Status(name="a")
+    assert _read({"type": "Fatal", "code": "new", "message": "m"}, CLIENT) == Fatal(
+        code="new", message="m"
+    )
 
 
 # ---------------------------------------------------------------- garbage
