@@ -341,9 +341,9 @@ M = TypeVar("M", bound=Message)
 
 # What every version says and reads in these, for ever: enough to prove who one is, and to ask and
 # command. Of another version nothing else is looked at.
-LASTING: dict[type[Message], tuple[str, ...]] = {
-    Hello: ("version", "client", "tagging", "token"),
-    Welcome: ("version", "name", "runner", "pid"),
+LASTING = {
+    "Hello": ("version", "client", "tagging", "token"),
+    "Welcome": ("version", "name", "runner", "pid"),
 }
 
 
@@ -359,7 +359,6 @@ WORKER: Side[ToWorker] = Side("a worker", typing.get_args(ToWorker))
 CLIENT: Side[ToClient] = Side("a client", typing.get_args(ToClient))
 CONTAINER: Side[Adopt] = Side("a container that starts", (Adopt,))
 
-_LASTING = {kind.__name__: names for kind, names in LASTING.items()}
 _TYPES = frozenset(name for side in (WORKER, CLIENT, CONTAINER) for name in side.schemas)
 
 
@@ -395,8 +394,8 @@ def unpack(payload: bytes, side: Side[M]) -> M:
     if (schema := side.schemas.get(name)) is None:
         raise ProtocolError(f"{name} is not for {side.name}")
     try:
-        if name in _LASTING and _other_version(content):
-            return schema.salvage(content, _LASTING[name])
+        if name in LASTING and _other_version(content):
+            return schema.salvage(content, LASTING[name])
         return schema.read(content)
     except KindError as error:
         raise ProtocolError(str(error)) from None

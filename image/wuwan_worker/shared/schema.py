@@ -40,9 +40,7 @@ class Schema(Generic[T]):
         self._readers: dict[str, Reader] = {}
         self._required: list[str] = []
         hints = typing.get_type_hints(cls)
-        fields = dataclasses.fields(typing.cast("Any", cls))
-        self.fields = tuple(field.name for field in fields)
-        for field in fields:
+        for field in dataclasses.fields(typing.cast("Any", cls)):
             self._readers[field.name] = field.metadata.get(_READER) or _reader(hints[field.name])
             if field.default is field.default_factory is dataclasses.MISSING:
                 self._required.append(field.name)

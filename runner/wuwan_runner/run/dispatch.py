@@ -338,10 +338,11 @@ class Dispatch:
 
     def _answered(self, connection: Connection, results: list[Result]) -> None:
         for result in results:
-            item, _ = connection.outstanding.pop(result.id, (None, 0.0))
-            if item is None or isinstance(result, Cancelled):  # nothing is ever taken back
+            # Nothing is ever taken back.
+            if result.id not in connection.outstanding or isinstance(result, Cancelled):
                 self._lost(connection, "an answer to nothing that was asked", None)
                 return
+            item, _ = connection.outstanding.pop(result.id)
             connection.answered += 1
             record = from_result(item.path, self._model, result, strict=self._options.strict)
             if record.error is None:

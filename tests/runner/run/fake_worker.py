@@ -15,6 +15,7 @@ from wuwan_runner.wire.connection import Connection
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
+    Cancelled,
     Done,
     End,
     ErrorCode,
@@ -60,7 +61,8 @@ def welcome(**fields: Any) -> Welcome:
 class FakeWorker:
     """Answers each image as `act` says, which is asked with the image's content:
 
-    "label", "error", "die" (with all that it has not answered), "hang", "drain", "garbage".
+    "label", "error", "cancel" (unasked), "die" (with all that it has not answered), "hang",
+    "drain", "garbage".
     """
 
     def __init__(self, sock: socket.socket, act: Callable[[bytes], str], credits_: int) -> None:
@@ -127,6 +129,9 @@ class FakeWorker:
             case "error":
                 failure = Failure(ErrorCode.NOT_AN_IMAGE, "no image")
                 self._send_result(Failed(id=number, error=failure))
+                return True
+            case "cancel":
+                self._send_result(Cancelled(id=number))
                 return True
             case "hang":
                 self._killed.wait(JOIN)

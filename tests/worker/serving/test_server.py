@@ -115,9 +115,9 @@ def test_another_version_is_refused(serve: Serve, connect: Connect) -> None:
     assert f"protocol {protocol.VERSION}" in fatal.message
 
 
-def _strange(name: str, **fields: Any) -> bytes:
+def _strange(kind: str, **fields: Any) -> bytes:
     """A frame of a version to come."""
-    payload: bytes = msgpack.packb({"type": name, **fields})
+    payload: bytes = msgpack.packb({"type": kind, **fields})
     return protocol.HEADER.pack(protocol.MAGIC, 0, len(payload)) + payload
 
 

@@ -434,10 +434,10 @@ def test_a_welcome_of_another_version_says_who_it_is(version: int, strange: dict
 
 def test_what_lasts_for_ever() -> None:
     """These are on the wire of every version; a change here cuts `ps` and `stop` off from it."""
-    assert {
-        Hello: ("version", "client", "tagging", "token"),
-        Welcome: ("version", "name", "runner", "pid"),
-    } == protocol.LASTING
+    assert protocol.LASTING == {
+        "Hello": ("version", "client", "tagging", "token"),
+        "Welcome": ("version", "name", "runner", "pid"),
+    }
     assert _read({"type": "StatusRequest"}, WORKER) == StatusRequest()
     assert _read({"type": "Stop"}, WORKER) == Stop(if_idle=False)
     assert _read({"type": "Stop", "if_idle": True}, WORKER) == Stop(if_idle=True)
