@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one client wants its images labelled."""
+    """How an image is to be labelled."""
 
     top_k: int
     min_score: float
