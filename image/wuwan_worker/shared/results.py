@@ -143,17 +143,19 @@ def _result(content: Any) -> Result:
 def _labels(values: Any) -> tuple[LabelScore, ...]:
     if type(values) is not tuple:
         raise KindError(f"labels is a {type(values).__name__}")
-    found = []
+    found, make = [], LabelScore._make
     for value in values:  # one loop, without calls: it takes most of a client's time for a frame
         if type(value) is not tuple or len(value) < _LEAST:
             raise KindError("a label is no array, or too short")
         if len(value) != _MOST:
             value = (*value[:_MOST], *((),) * (_MOST - len(value)))
         label, score, id_, broader, synonyms = value
-        if not (
-            type(label) is type(id_) is str
-            and (type(score) is float or type(score) is int)
-            and type(broader) is type(synonyms) is tuple
+        if (
+            type(label) is not str
+            or (type(score) is not float and type(score) is not int)
+            or type(id_) is not str
+            or type(broader) is not tuple
+            or type(synonyms) is not tuple
         ):
             raise KindError("a label has a member of the wrong kind")
         for term in broader:
@@ -162,7 +164,7 @@ def _labels(values: Any) -> tuple[LabelScore, ...]:
         for term in synonyms:
             if type(term) is not str:
                 raise KindError("a label has a synonym that is no text")
-        found.append(LabelScore._make(value))
+        found.append(make(value))
     return tuple(found)
 
 
