@@ -22,12 +22,12 @@ import selectors
 import time
 from collections import deque
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from wuwan_runner.errors import NoSharedFilesError, UsageError, WorkerUnavailableError
 from wuwan_runner.inputs.base import Item
 from wuwan_runner.inputs.prefetch import SLOW, Prefetch
-from wuwan_runner.records import ItemFailure, Record, from_item
+from wuwan_runner.records import ItemFailure, Record, from_result
 from wuwan_runner.run import blame
 from wuwan_runner.run.blame import Cause, Loss, Standing, Verdict
 from wuwan_runner.run.known_picture import KnownPicture
@@ -37,23 +37,20 @@ from wuwan_runner.wire.connection import Connection, ConnectionLostError
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
-    Adopt,
+    Cancelled,
     Done,
     End,
     ErrorCode,
     Fatal,
     FatalCode,
-    Hello,
-    Images,
+    Labelled,
     Logs,
-    LogsRequest,
-    Message,
     Ready,
+    Result,
     Results,
     Status,
-    StatusRequest,
-    Stop,
     Stopping,
+    ToClient,
     Welcome,
 )
 
@@ -64,6 +61,7 @@ if TYPE_CHECKING:
     from wuwan_runner.inputs.prefetch import Fetched
     from wuwan_runner.options import TagOptions
     from wuwan_runner.pool.base import WorkerPool
+    from wuwan_worker.shared.results import Extras
 
 # Images that are open and not sent, for all workers together. Each takes a descriptor, of which a
 # process has 1,024 by default.
@@ -307,7 +305,7 @@ class Dispatch:
                 return
             self._handle(connection, message)
 
-    def _handle(self, connection: Connection, message: Message) -> None:
+    def _handle(self, connection: Connection, message: ToClient) -> None:
         match message:
             case Welcome():
                 self._races = 0
@@ -326,34 +324,24 @@ class Dispatch:
                 self._drained(connection)
             case Fatal():
                 self._refused(connection, message)
-            case (
-                Hello()
-                | Images()
-                | End()
-                | StatusRequest()
-                | Status()
-                | LogsRequest()
-                | Logs()
-                | Stop()
-                | Stopping()
-                | Adopt()
-            ):
+            case Status() | Logs() | Stopping():
                 self._lost(connection, f"unexpected {type(message).__name__}", Cause.NONSENSE)
             case _:
                 assert_never(message)
 
-    def _answered(self, connection: Connection, items: list[dict[str, Any]]) -> None:
-        for result in items:
-            item, _ = connection.outstanding.pop(result["id"], (None, 0.0))
-            if item is None:
+    def _answered(self, connection: Connection, results: list[Result]) -> None:
+        for result in results:
+            # Nothing is ever taken back.
+            if result.id not in connection.outstanding or isinstance(result, Cancelled):
                 self._lost(connection, "an answer to nothing that was asked", Cause.NONSENSE)
                 return
+            item, _ = connection.outstanding.pop(result.id)
             connection.answered += 1
-            record = from_item(item.path, self._model, result, strict=self._options.strict)
+            record = from_result(item.path, self._model, result, strict=self._options.strict)
             if record.error is None:
                 self._standing.labelled()
             if item is not self._proof:
-                self._window.put(item.number, Outcome(record, item.stat))
+                self._window.put(item.number, Outcome(record, item.stat, _extras(result)))
             elif record.error is not None:
                 raise WorkerUnavailableError(
                     f"the worker cannot label any picture: {record.error.message}",
@@ -559,6 +547,10 @@ class Dispatch:
         for connection in list(self._connections):
             self._remove(connection)
         self._selector.close()
+
+
+def _extras(result: Result) -> Extras | None:
+    return result.extras if isinstance(result, Labelled) else None
 
 
 def _failure(cause: Cause, report: str) -> ItemFailure:

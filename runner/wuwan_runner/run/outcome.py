@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
 
     from wuwan_runner.records import Record
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+    from wuwan_worker.shared.results import Extras
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,5 +18,4 @@ class Outcome:
 
     record: Record
     stat: os.stat_result | None = None  # of the file as it was opened; None if it was not
-    extras: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    """What the worker has said besides, by the names that the protocol has for it."""
+    extras: Extras | None = None  # what the worker has found besides

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__
 from wuwan_worker.shared import protocol
-from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, State, Welcome
+from wuwan_worker.shared.protocol import (
+    FrameDecoder,
+    Hello,
+    Images,
+    State,
+    ToClient,
+    ToWorker,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -45,7 +53,7 @@ class Connection:
     outstanding: dict[int, tuple[Item, float]] = field(default_factory=dict)  # by id; time sent
     last_activity: float = field(default_factory=time.monotonic)
     _ready_since: float = 0.0
-    _decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    _decoder: FrameDecoder[ToClient] = field(default_factory=lambda: FrameDecoder(protocol.CLIENT))
 
     def greet(self, options: TagOptions) -> None:
         """Send Hello."""
@@ -117,11 +125,11 @@ class Connection:
         finally:
             protocol.close_all(descriptors)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ToWorker) -> None:
         """Send a message without descriptors. Raises ConnectionLostError."""
         self._send(message, ())
 
-    def _send(self, message: Message, descriptors: Sequence[int]) -> None:
+    def _send(self, message: ToWorker, descriptors: Sequence[int]) -> None:
         deadline = time.monotonic() + self.timeouts.batch
         self.sock.settimeout(self.timeouts.batch)
         while True:
@@ -134,13 +142,13 @@ class Connection:
                 raise ConnectionLostError(f"sending to the worker failed: {error}") from None
             return
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[ToClient]:
         """All messages that have arrived; does not wait.
 
         Raises:
             ConnectionLostError: at the end of the stream, once everything before it has been taken.
         """
-        messages: list[Message] = []
+        messages: list[ToClient] = []
         self.sock.setblocking(False)
         try:
             while True:

@@ -161,7 +161,7 @@ def test_culprits_only(files: dict[str, str], count: int) -> None:
 
 
 @pytest.mark.parametrize("max_restarts", [0, 3, 20])
-@pytest.mark.parametrize("way", ["die", "garbage", "hang"])
+@pytest.mark.parametrize("way", ["die", "garbage", "cancel", "hang"])
 def test_workers_that_can_do_nothing(files: dict[str, str], max_restarts: int, way: str) -> None:
     """The run ends after so many of them, and no image is blamed."""
     world = World(lambda _: way)
@@ -174,6 +174,15 @@ def test_workers_that_can_do_nothing(files: dict[str, str], max_restarts: int, w
     assert caught.value.hint
     assert len(world.workers) <= max_restarts + 3
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize("way", ["garbage", "cancel"])
+def test_a_worker_that_answers_nonsense_once(files: dict[str, str], way: str) -> None:
+    """What it had goes to another one, the image of the nonsense too."""
+    ways = iter([way])
+    world = World(lambda _: next(ways, "label"))
+    assert codes(run(world, TagOptions(), [files["label"]] * 100)) == ["label"] * 100
+    assert len(world.workers) == 2
 
 
 def test_workers_that_can_do_nothing_any_more(files: dict[str, str]) -> None:

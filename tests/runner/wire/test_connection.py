@@ -20,6 +20,8 @@ from wuwan_worker.shared.protocol import Done, FrameDecoder, Hello, Images, Read
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from wuwan_worker.shared.protocol import Frame, ToWorker
+
 TIMEOUTS = Timeouts(start=60, batch=30, per_image=1)
 # The connection, and the worker's end of it.
 Pair = tuple[Connection, socket.socket]
@@ -44,9 +46,9 @@ def opened(*numbers: int) -> list[tuple[Item, int]]:
     return [(Item(number, Found(f"{number}")), protocol.probe_descriptor()) for number in numbers]
 
 
-def heard(peer: socket.socket) -> list[protocol.Frame]:
+def heard(peer: socket.socket) -> list[Frame[ToWorker]]:
     """What has come at the worker's end."""
-    return FrameDecoder().feed(*protocol.receive(peer))
+    return FrameDecoder(protocol.WORKER).feed(*protocol.receive(peer))
 
 
 def test_greeting(pair: Pair) -> None:
@@ -179,7 +181,7 @@ def test_a_worker_that_takes_nothing_does_not_hold_up_for_ever(pair: Pair) -> No
     """Sending has a deadline, too."""
     connection, _ = pair
     connection.timeouts = Timeouts(batch=0.2)
-    much = Results(items=[{"x": "x" * 10_000_000}])  # more than any socket's buffer
+    much = Hello(client="x" * 10_000_000)  # more than any socket's buffer
     begin = time.monotonic()
     with pytest.raises(ConnectionLostError, match="timed out"):
         connection.send(much)
