@@ -12,6 +12,7 @@ Whoever takes inputs from here waits on a descriptor, which is readable while th
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -79,6 +80,7 @@ class Prefetch:
         self._stuck = 0
         self._closed = False
         self._signalled = False
+        self._told = 0.0  # when the owner will look
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
@@ -101,10 +103,19 @@ class Prefetch:
     def deadline(self) -> float:
         """When `take` should be called though nothing is ready; monotonic clock, maybe infinity."""
         with self._changed:
-            since = [since for _, since in self._opening.values()]
-            if not since:
-                return float("inf")
-            return max(since) + SLOW if self._short_of_threads() else min(since) + self._timeout
+            now = time.monotonic()
+            limits = [since + self._timeout for _, since in self._opening.values()]
+            reading = self._reading is not None
+            if self._short_of_threads():
+                limits.append(
+                    max((since for _, since in self._opening.values()), default=now) + SLOW
+                )
+            elif len(self._opening) + self._idle + reading < len(self._threads):
+                limits.append(now + SLOW)  # one is on its way from here to there
+            if self._reading is not None and now < self._reading + SLOW:
+                limits.append(self._reading + SLOW)
+            self._told = min(limits, default=math.inf)
+            return self._told
 
     @property
     def expects_more(self) -> bool:
@@ -220,6 +231,12 @@ class Prefetch:
             self._signalled = True
             os.eventfd_write(self._wake, 1)
 
+    def _begin(self, item: Item, thread: int) -> None:
+        now = time.monotonic()
+        self._opening[thread] = item, now
+        if now + SLOW < self._told:  # the owner would not look in time
+            self._signal()
+
     # ------------------------------------------------------------ in the threads
 
     def _work(self) -> None:
@@ -251,7 +268,7 @@ class Prefetch:
                     return None
                 if self._again:
                     item = self._again.popleft()
-                    self._opening[me] = item, time.monotonic()
+                    self._begin(item, me)
                     return item
                 if self._may_read():
                     break
@@ -274,7 +291,7 @@ class Prefetch:
             else:
                 item = Item(self._count, found)
                 self._count += 1
-                self._opening[me] = item, time.monotonic()
+                self._begin(item, me)
                 return item
         return self._next(me)
 
