@@ -35,6 +35,8 @@ MAX_THREADS = 16
 MAX_STUCK = 64
 # Seconds after which an open is no longer fast, and another thread is worth its cost.
 SLOW = 0.005
+# Asked of the source at once, if it is fast.
+_BURST = 16
 _JOIN = 0.1  # seconds for threads that are not in the hands of the kernel, or of a slow source
 
 
@@ -73,6 +75,7 @@ class Prefetch:
         self._demand = 0  # items that may be open, or about to be
         self._limit = 0  # the first number that may not be taken up yet
         self._again: deque[Item] = deque()
+        self._listed: deque[Item] = deque()  # what the source has given, to be opened
         self._opening: dict[int, tuple[Item, float]] = {}  # by thread; since when
         self._ready: deque[Fetched] = deque()
         self._idle = 0
@@ -96,7 +99,7 @@ class Prefetch:
     def exhausted(self) -> bool:
         """Whether all inputs have been taken, and nothing is to be opened once more."""
         with self._changed:
-            busy = self._again or self._opening or self._ready or self._error
+            busy = self._again or self._listed or self._opening or self._ready or self._error
             return self._ended and not busy
 
     @property
@@ -124,7 +127,7 @@ class Prefetch:
             recent = time.monotonic() - SLOW
             if self._reading is not None and self._reading > recent:
                 return True
-            return self._may_read() or any(since > recent for _, since in self._opening.values())
+            return self._has_work() or any(since > recent for _, since in self._opening.values())
 
     def allow(self, demand: int, limit: int) -> None:
         """Set the bounds.
@@ -143,8 +146,8 @@ class Prefetch:
             self._again.append(item)
             self._set_to_work()
 
-    def take(self) -> Fetched | None:
-        """The next item whose opening has ended; None while there is none.
+    def take(self) -> list[Fetched]:
+        """The items whose opening has ended since; empty while there is none.
 
         Raises:
             StalledError: if too many opens hang.
@@ -152,15 +155,15 @@ class Prefetch:
         """
         with self._changed:
             self._give_up_slow()
+            taken = list(self._ready)
+            self._ready.clear()
             self._set_to_work()
-            if self._ready:
-                return self._ready.popleft()
-            if self._error is not None:
-                raise self._error
             if self._signalled:
                 os.eventfd_read(self._wake)
                 self._signalled = False
-            return None
+            if not taken and self._error is not None and not (self._listed or self._opening):
+                raise self._error
+            return taken
 
     def close(self) -> None:
         """Open nothing more, and close what was not taken.
@@ -182,13 +185,16 @@ class Prefetch:
 
     # ------------------------------------------------------------ with the lock held
 
+    def _may_open(self) -> bool:
+        """Whether there is room for one more that is open, or about to be."""
+        return len(self._ready) + len(self._opening) + len(self._again) < self._demand
+
     def _may_read(self) -> bool:
-        free = len(self._ready) + len(self._opening) + len(self._again) < self._demand
         idle = self._reading is None and not self._ended
-        return idle and free and self._count < self._limit
+        return idle and self._may_open() and self._count < self._limit
 
     def _has_work(self) -> bool:
-        return bool(self._again) or self._may_read()
+        return bool(self._again) or (bool(self._listed) and self._may_open()) or self._may_read()
 
     def _short_of_threads(self) -> bool:
         """Whether all threads wait for something, and one more would have something to do."""
@@ -231,17 +237,19 @@ class Prefetch:
             self._signalled = True
             os.eventfd_write(self._wake, 1)
 
-    def _begin(self, item: Item, thread: int) -> None:
+    def _begin(self, item: Item, thread: int) -> Item:
         now = time.monotonic()
         self._opening[thread] = item, now
         if now + SLOW < self._told:  # the owner would not look in time
             self._signal()
+        return item
 
     # ------------------------------------------------------------ in the threads
 
     def _work(self) -> None:
         me = id(threading.current_thread())
-        while (item := self._next(me)) is not None:
+        item = self._next(me)
+        while item is not None:
             result: Opened | ItemFailure
             try:
                 result = item.input.open()
@@ -250,50 +258,62 @@ class Prefetch:
             except Exception as error:  # of an input's own making: one record, and not the run
                 reason = f"{type(error).__name__}: {error}"
                 result = ItemFailure(ErrorCode.UNREADABLE, reason)
-            with self._changed:
+            item = self._next(me, Fetched(item, result))
+
+    def _next(self, me: int, done: Fetched | None = None) -> Item | None:
+        """Hand over what is done; what to open next, which counts as being opened.
+
+        None at the end: of the run, or of this thread's usefulness.
+        """
+        with self._changed:
+            if done is not None:
                 if self._opening.pop(me, None) is None:  # given up meanwhile
                     self._stuck -= 1
-                    _close(result)
-                    return
-                if self._closed:
-                    _close(result)
-                    return
-                self._put(Fetched(item, result))
-
-    def _next(self, me: int) -> Item | None:
-        """What to open next, which counts as being opened; None at the end."""
-        with self._changed:
-            while True:
-                if self._closed:
+                    _close(done.result)
                     return None
+                if self._closed:
+                    _close(done.result)
+                    return None
+                self._put(done)
+            while not self._closed:
                 if self._again:
-                    item = self._again.popleft()
-                    self._begin(item, me)
-                    return item
+                    return self._begin(self._again.popleft(), me)
+                if self._listed and self._may_open():
+                    return self._begin(self._listed.popleft(), me)
                 if self._may_read():
-                    break
+                    self._reading = time.monotonic()
+                    self._changed.release()
+                    try:
+                        error, ended = self._read()
+                    finally:
+                        self._changed.acquire()
+                    self._reading = None
+                    if ended:
+                        self._ended, self._error = True, error
+                        self._signal()
+                    continue
                 self._idle += 1
                 self._changed.wait()
                 self._idle -= 1
-            self._reading = time.monotonic()
-        found, error = None, None
+            return None
+
+    def _read(self) -> tuple[BaseException | None, bool]:
+        """Ask the source, without the lock, for some at once; its error, and whether it has ended.
+
+        Those that are there can be opened by other threads while the source makes this one wait.
+        """
         try:
-            found = next(self._source, None)
-        except BaseException as raised:  # must reach the owner, whose thread this is not
-            error = raised
-        with self._changed:
-            self._reading = None
-            if found is None:
-                self._ended, self._error = True, error
-                self._signal()
-                # Nobody reads any more; others may wait for that.
-                self._changed.notify_all()
-            else:
-                item = Item(self._count, found)
+            for _ in range(min(_BURST, self._limit - self._count)):
+                found = next(self._source, None)
+                if found is None:
+                    return None, True
+                self._listed.append(Item(self._count, found))
                 self._count += 1
-                self._begin(item, me)
-                return item
-        return self._next(me)
+                if self._reading is None or time.monotonic() > self._reading + SLOW:
+                    break  # it is slow: what it has given is not to wait for the next one
+        except BaseException as error:  # must reach the owner, whose thread this is not
+            return error, True
+        return None, False
 
 
 def _close(result: Opened | ItemFailure) -> None:

@@ -163,7 +163,7 @@ class Dispatch:
 
     def _fetch(self) -> None:
         """Take what has been opened."""
-        while (fetched := self._prefetch.take()) is not None:
+        for fetched in self._prefetch.take():
             self._fetched(fetched)
 
     def _fetched(self, fetched: Fetched) -> None:
