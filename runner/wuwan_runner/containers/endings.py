@@ -77,7 +77,6 @@ class LogTail:
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._over = threading.Event()
-        self._exit_code: int | None = None
         self._stream: Any = None
         self._thread: threading.Thread | None = None
 

@@ -115,7 +115,7 @@ class TestDocker:
     def test_a_daemon_that_cannot_keep_its_promise(
         self, has: Callable[..., None], offer: Offer, namespace: str
     ) -> None:
-        """The daemon's refusal comes with advice, and leaves no container (fault 10)."""
+        """The refusal comes with advice and leaves no container (fault 10 of docs/faults.md)."""
         has(offer)
         spec = WorkerSpec(model=MODEL, gpus="0")
         request = request_for(DockerLauncher(), spec)

@@ -162,7 +162,7 @@ def test_descriptors_come_with_their_frames(plan: list[tuple[Message, int]], pie
 
 
 def test_many_labels_in_chinese_one_byte_at_a_time() -> None:
-    """A frame of 100 KB of Chinese labels arrives exactly, even byte by byte (FAULTS row 13)."""
+    """100 KB of Chinese labels arrive exactly, even byte by byte (fault 13 of docs/faults.md)."""
     labels = [{"label": f"金毛寻回犬{number}", "score": 0.5} for number in range(4000)]
     message = Results(items=[{"id": 1, "labels": labels}])
     stream = protocol.encode(message)
