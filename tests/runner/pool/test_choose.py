@@ -30,7 +30,7 @@ CPU_IMAGE, GPU_IMAGE, NO_IMAGE = "wuwan-test:latest", "wuwan-test:as-gpu", "wuwa
 
 
 @pytest.fixture(scope="session")
-def images(docker_image: str) -> None:
+def both_images(docker_image: str) -> None:
     """The CPU image, and the same with the labels of a GPU image that holds a model."""
     assert docker_image == CPU_IMAGE
     subprocess.run(
@@ -61,7 +61,7 @@ def place(choice: str, **spec: str) -> Placement:
 
 
 @pytest.mark.docker
-@pytest.mark.usefixtures("images")
+@pytest.mark.usefixtures("both_images")
 class TestDocker:
     """Containers."""
 
