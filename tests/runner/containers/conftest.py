@@ -26,10 +26,10 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker.DockerClient]:
 
 
 @pytest.fixture
-def container(
+def make_container(
     client: docker.DockerClient, docker_image: str, namespace: str
 ) -> Iterator[Callable[..., str]]:
-    """`container(COMMAND…, start=…, KEYWORDS…)` makes one of the test image; its name.
+    """`make_container(COMMAND…, start=…, KEYWORDS…)` makes one of the test image; its name.
 
     As ours do they run under an init and remove themselves; none is left after the test.
     """

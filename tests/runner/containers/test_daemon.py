@@ -130,14 +130,14 @@ class TestRealDaemon:
         assert error.hint == ""
 
     def test_a_gpu_that_is_refused(
-        self, container: Callable[..., str], client: docker.DockerClient
+        self, make_container: Callable[..., str], client: docker.DockerClient
     ) -> None:
         """A driver that is missing shows at the start only: the hint names the GPU's options."""
         from docker.types import DeviceRequest
 
         devices = [DeviceRequest(driver="wuwan-test-no-such", count=1)]
         host = client.api.create_host_config(device_requests=devices)
-        name = container("true", start=False, host_config=host)
+        name = make_container("true", start=False, host_config=host)
         error = refused(lambda other: other.api.start(name))
         assert "could not select device driver" in str(error)
         assert "nvidia-smi" in error.hint
