@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     import docker
 
-pytestmark = pytest.mark.docker
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 DEADLINE = 60.0
 LARGE = bytes(range(256)) * 20_000  # 5 MB, more than any pipe or socket on the way takes
