@@ -210,7 +210,7 @@ def test_a_container_that_takes_too_long(
     write_checkpoint(download / "pytorch_model.pt", link="/etc/passwd")
     monkeypatch.undo()
     monkeypatch.setattr(conversion, "MODULE", "fake_convert")
-    monkeypatch.setattr(bundle.places, "data", lambda: PrivateDir(data_home.parent))
+    monkeypatch.setattr(bundle.dirs, "data", lambda: PrivateDir(data_home.parent))
     with pytest.raises(ModelError, match=r"wrote no file 'model\.onnx'"):
         store.add(source, convert)
     assert os.listdir(data_home) == []

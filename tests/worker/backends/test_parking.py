@@ -160,7 +160,7 @@ def test_an_order_that_an_image_overtakes_is_void(
     running.wait_to_be(lambda: backend.told, ["infer"])
     engine.park()
     client.send_images([1], photo)
-    running.wait_for(lambda: bool(engine._open and engine._open.indices))
+    running.wait_for(lambda: bool(engine._open and engine._open.rows))
     backend.may_infer.set()
     client.items(2)
     client.send_images([2], photo)
