@@ -111,7 +111,7 @@ class Client:
         from wuwan_worker.shared import protocol
 
         self._protocol = protocol
-        self._decoder = protocol.FrameDecoder()
+        self._decoder = protocol.FrameDecoder(protocol.CLIENT)
         self._messages: list[Any] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.settimeout(DEADLINE)
@@ -143,8 +143,8 @@ class Client:
             items = self._take(self._protocol.Results).items
             first = first or time.perf_counter() - begin
             answered += len(items)
-            if broken := [item for item in items if "error" in item]:
-                raise SystemExit(f"a photo was not labelled: {broken[0]['error']}")
+            if broken := [item for item in items if isinstance(item, self._protocol.Failed)]:
+                raise SystemExit(f"a photo was not labelled: {broken[0].error.message}")
         return first, time.perf_counter() - begin
 
     def _take(self, kind: type[Any]) -> Any:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = backend.infer(image.pixels[None], [level])[level][0]
     ranking = Ranking(levels[level].labels, exclusive=excludes(model.activation))
     best = ranking.top(rows, arguments.top_k, 0.0)
-    print("Final result:", "，".join(f"{entry['label']} ({entry['score']:.2f})" for entry in best))
+    print("Final result:", "，".join(f"{entry.label} ({entry.score:.2f})" for entry in best))
     return 0
 
 

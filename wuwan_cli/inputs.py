@@ -58,8 +58,8 @@ class Inputs:
                 raise UsageError(f"cannot read the list {files_from}: {error}") from None
         return cls(tuple(paths), files_from, b"\0" if null else b"\n", descriptor)
 
-    def read(self, survey: Survey) -> Iterator[str | None]:
-        """The paths, each as soon as it has been read; None while a list has none to give.
+    def read(self, survey: Survey) -> Iterator[str]:
+        """The paths, each as soon as it has been read; a list may make it wait.
 
         `survey` is told of a list without any.
         """
@@ -72,10 +72,10 @@ class Inputs:
             name = _ON_STDIN if self.files_from == STDIN else f"in {self.files_from}"
             yield from self._list(self.list_descriptor, name, survey)
 
-    def _list(self, descriptor: int, name: str, survey: Survey) -> Iterator[str | None]:
+    def _list(self, descriptor: int, name: str, survey: Survey) -> Iterator[str]:
         empty = True
         for path in read_list(descriptor, self.separator):
-            empty = empty and path is None
+            empty = False
             yield path
         if empty:
             survey.miss(f"the list {name} is empty")
@@ -93,7 +93,7 @@ class Inputs:
             return "the list"
         return None
 
-    def again(self) -> Iterator[str | None] | None:
+    def again(self) -> Iterator[str] | None:
         """The same paths a second time, for counting; None where a list can be read only once."""
         if STDIN in self.paths or self.files_from == STDIN:
             return None
@@ -103,7 +103,7 @@ class Inputs:
             return None
         return self._again()
 
-    def _again(self) -> Iterator[str | None]:
+    def _again(self) -> Iterator[str]:
         yield from self.paths
         assert self.files_from is not None  # noqa: S101  # `again` has looked
         descriptor = os.open(self.files_from, os.O_RDONLY | os.O_CLOEXEC)
@@ -113,11 +113,8 @@ class Inputs:
             os.close(descriptor)
 
 
-def read_list(descriptor: int, separator: bytes) -> Iterator[str | None]:
-    """The non-empty entries of a list, byte for byte as file names are.
-
-    Where there is nothing to read yet, as in a pipe whose writer is slow, None is given instead of
-    waiting, so that answers to what was read before can be written.
+def read_list(descriptor: int, separator: bytes) -> Iterator[str]:
+    """The non-empty entries of a list, byte for byte as file names are, each once it is whole.
 
     Raises:
         UsageError: if it cannot be read.
@@ -125,9 +122,13 @@ def read_list(descriptor: int, separator: bytes) -> Iterator[str | None]:
     rest = b""
     try:
         while True:
-            while not select.select([descriptor], [], [], 0)[0]:
-                yield None
-            chunk = os.read(descriptor, _CHUNK)
+            try:
+                chunk = os.read(descriptor, _CHUNK)
+            except BlockingIOError:  # whoever shares the pipe made it non-blocking
+                waiting = select.poll()
+                waiting.register(descriptor, select.POLLIN)
+                waiting.poll()
+                continue
             if not chunk:
                 break
             *entries, rest = (rest + chunk).split(separator)

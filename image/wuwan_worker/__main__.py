@@ -122,13 +122,13 @@ def _adopt(path: str) -> _Endpoint:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
         launcher.settimeout(ADOPT_TIMEOUT)
         launcher.connect(path)
-        decoder = FrameDecoder()
+        decoder = FrameDecoder(protocol.CONTAINER)
         while True:
             data, descriptors = protocol.receive(launcher)
             if not data:
                 raise OSError("the launcher closed its socket before it handed one over")
             for frame in decoder.feed(data, descriptors):
-                if isinstance(frame.message, Adopt) and len(frame.descriptors) == 1:
+                if len(frame.descriptors) == 1:
                     # The owner is whoever launched us, as this user namespace sees them.
                     listener = socket.socket(fileno=frame.descriptors[0])
                     return _guarded(listener, peers.uid(launcher), frame.message)

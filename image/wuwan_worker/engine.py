@@ -17,13 +17,13 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from wuwan_worker.decoding import decode
 from wuwan_worker.decoding.decode import Refused
-from wuwan_worker.shared.protocol import close_all
+from wuwan_worker.shared.protocol import Damage, Failed, Failure, Labelled, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from wuwan_worker.jobs import FairQueue, Job
     from wuwan_worker.ranking import Ranking
     from wuwan_worker.shared.bundle import InputSpec
+    from wuwan_worker.shared.protocol import Result
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Engine:
         spec: InputSpec,
         rankings: Mapping[str, Ranking],
         decode_threads: int,
-        answer: Callable[[int, list[dict[str, Any]]], None],
+        answer: Callable[[int, list[Result]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         """
@@ -87,7 +88,7 @@ class Engine:
             spec: how an image becomes input.
             rankings: by level.
             decode_threads: how many.
-            answer: called from the threads, with a client and its result items.
+            answer: called from the threads, with a client and its results.
             failed: told when the backend raises: the worker must then be discarded.
         """
         self._spec = spec
@@ -180,11 +181,8 @@ class Engine:
         with self._room:
             for job, image in zip(jobs, images, strict=True):
                 if isinstance(image, Refused):
-                    item = {
-                        "id": job.id,
-                        "error": {"code": str(image.code), "message": image.message},
-                    }
-                    self._answer(job.client, [item])
+                    failure = Failure(image.code, image.message)
+                    self._answer(job.client, [Failed(id=job.id, error=failure)])
                     continue
                 while self._open is None or self._open.full:
                     self._room.wait()
@@ -243,26 +241,27 @@ class Engine:
                 rows = batch.rows
                 levels = {row.job.options.level for row in rows}
                 scores = backend.infer(batch.pixels[: len(rows)], levels)
-                answers: dict[int, list[dict[str, Any]]] = {}
+                answers: dict[int, list[Result]] = {}
                 for number, row in enumerate(rows):
                     probabilities = scores[row.job.options.level][number]
-                    answers.setdefault(row.job.client, []).append(self._item(row, probabilities))
+                    answers.setdefault(row.job.client, []).append(
+                        self._labelled(row, probabilities)
+                    )
             except BaseException as error:
                 log.exception("the backend failed")
                 self._failed(error)
                 return
             self._give_back(batch)
-            for client, items in answers.items():
-                self._answer(client, items)
+            for client, results in answers.items():
+                self._answer(client, results)
 
-    def _item(self, row: _Row, scores: NDArray[np.float32]) -> dict[str, Any]:
-        options = row.job.options
-        item = {
-            "id": row.job.id,
-            "width": row.width,
-            "height": row.height,
-            "labels": self._rankings[options.level].top(scores, options.top_k, options.min_score),
-        }
-        if row.flaw is not None:
-            item["warning"] = {"code": str(row.flaw.code), "message": row.flaw.message}
-        return item
+    def _labelled(self, row: _Row, scores: NDArray[np.float32]) -> Labelled:
+        options, flaw = row.job.options, row.flaw
+        ranking = self._rankings[options.level]
+        return Labelled(
+            id=row.job.id,
+            width=row.width,
+            height=row.height,
+            labels=tuple(ranking.top(scores, options.top_k, options.min_score)),
+            warning=None if flaw is None else Damage(flaw.code, flaw.message),
+        )

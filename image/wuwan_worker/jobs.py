@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one client wants its images labelled."""
+    """How an image is to be labelled."""
 
     top_k: int
     min_score: float
@@ -94,10 +94,16 @@ class FairQueue:
             del self._queues[client]
         return job
 
-    def discard(self, client: int) -> list[Job]:
-        """Remove and return what a client has waiting."""
+    def discard(self, client: int, ids: Collection[int] | None = None) -> list[Job]:
+        """Remove and return what a client has waiting, or what of it has one of those ids."""
         with self._changed:
-            jobs = list(self._queues.pop(client, ()))
+            queue = self._queues.get(client, deque())
+            jobs = [job for job in queue if ids is None or job.id in ids]
+            if len(jobs) == len(queue):
+                self._queues.pop(client, None)
+            elif jobs:
+                # In its place: the client's turn stays where it is.
+                self._queues[client] = deque(job for job in queue if job.id not in (ids or ()))
             self._length -= len(jobs)
             return jobs
 

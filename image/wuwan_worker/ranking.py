@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from wuwan_worker.shared.protocol import LabelScore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +94,7 @@ class Ranking:
         self._sum = GroupSum(rows, exclusive=exclusive)
         self._labels = labels
 
-    def top(self, rows: NDArray[np.float32], top_k: int, min_score: float) -> list[dict[str, Any]]:
+    def top(self, rows: NDArray[np.float32], top_k: int, min_score: float) -> list[LabelScore]:
         """The best labels of one image, best first.
 
         Args:
@@ -101,8 +103,7 @@ class Ranking:
             min_score: labels under this score are left out.
 
         Returns:
-            ``[{"label", "score", "id", "broader"}, …]``, with "synonyms" where a label has them;
-            scores are rounded to 4 decimals.
+            The labels; scores are rounded to 4 decimals.
         """
         scores = self._sum(rows)
         count = min(top_k, len(scores))
@@ -119,15 +120,7 @@ class Ranking:
             if score >= min_score
         ]
 
-    def _entry(self, rows: NDArray[np.float32], group: int, score: float) -> dict[str, Any]:
+    def _entry(self, rows: NDArray[np.float32], group: int, score: float) -> LabelScore:
         members = self._sum.members(group)
         label = self._labels[members[0] if len(members) == 1 else members[rows[members].argmax()]]
-        entry: dict[str, Any] = {
-            "label": label.label,
-            "score": round(score, 4),
-            "id": label.id,
-            "broader": label.broader,
-        }
-        if label.synonyms:
-            entry["synonyms"] = label.synonyms
-        return entry
+        return LabelScore(label.label, round(score, 4), label.id, label.broader, label.synonyms)

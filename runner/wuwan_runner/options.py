@@ -67,6 +67,7 @@ class Timeouts:
     start: float = 60.0  # from the start of a worker to its first answer
     batch: float = 30.0  # without any answer while images are under way …
     per_image: float = 1.0  # … plus this for each of them
+    open: float = 30.0  # to open one input
     docker: float = 30.0  # one call to the Docker daemon
     control: float = 5.0  # a question to a worker
 

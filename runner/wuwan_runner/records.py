@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from wuwan_worker.shared.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import ErrorCode, Failed, Labelled, WarningCode
 
 VERSION = 1
 
@@ -98,35 +98,27 @@ def path_fields(path: str) -> dict[str, str]:
         }
 
 
-def from_item(path: str, model: str, item: dict[str, Any], *, strict: bool = False) -> Record:
-    """The record for a worker's result item (see `wuwan_worker.shared.protocol.Results`).
+def from_result(
+    path: str, model: str, result: Labelled | Failed, *, strict: bool = False
+) -> Record:
+    """The record for a worker's result.
 
     With `strict` a warning is an error: `truncated`, as for data of which too much is missing.
     """
-    warning = None
-    if found := item.get("warning"):
-        warning = ItemWarning(WarningCode(found["code"]), str(found["message"]))
-    if error := item.get("error"):
-        failure = ItemFailure(ErrorCode(error["code"]), str(error["message"]))
+    if isinstance(result, Failed):
+        failure = ItemFailure(result.error.code, result.error.message)
         return Record(path=path, model=model, error=failure)
-    if strict and warning is not None:
-        return Record(
-            path=path, model=model, error=ItemFailure(ErrorCode.TRUNCATED, warning.message)
-        )
+    warning = None
+    if found := result.warning:
+        if strict:
+            failure = ItemFailure(ErrorCode.TRUNCATED, found.message)
+            return Record(path=path, model=model, error=failure)
+        warning = ItemWarning(found.code, found.message)
     return Record(
         path=path,
         model=model,
-        width=int(item["width"]),
-        height=int(item["height"]),
-        labels=tuple(
-            Label(
-                entry["label"],
-                entry["score"],
-                entry["id"],
-                tuple(entry["broader"]),
-                tuple(entry.get("synonyms", ())),
-            )
-            for entry in item["labels"]
-        ),
+        width=result.width,
+        height=result.height,
+        labels=tuple([Label(*label) for label in result.labels]),
         warning=warning,
     )

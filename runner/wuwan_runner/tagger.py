@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
-    from wuwan_runner.inputs.discover import Found
+    from wuwan_runner.inputs.base import Input
     from wuwan_runner.inputs.survey import Survey
     from wuwan_runner.launchers.base import Launcher
     from wuwan_runner.pool.base import WorkerPool
@@ -34,16 +35,8 @@ def _never(_path: str) -> bool:
     return False
 
 
-def _remaining(
-    found: Iterator[Found | None], done: Callable[[str], bool]
-) -> Iterator[Found | None]:
-    skipping = True
-    for entry in found:
-        if entry is not None:
-            skipping = skipping and done(entry.path)
-            if skipping:
-                continue
-        yield entry
+def _remaining(inputs: Iterator[Input], done: Callable[[str], bool]) -> Iterator[Input]:
+    return itertools.dropwhile(lambda entry: done(entry.path), inputs)
 
 
 class Tagger:
@@ -86,7 +79,7 @@ class Tagger:
 
     def tag_batches(
         self,
-        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | None],
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         done: Callable[[str], bool] = _never,
         survey: Survey | None = None,
     ) -> Generator[list[Record], None, None]:
@@ -95,8 +88,8 @@ class Tagger:
         Inputs are taken lazily. Nothing is started if there is no image to tag.
 
         Args:
-            paths: images and directories; None for "nothing at the moment", so that a source
-                that grows slowly holds up no record.
+            paths: images and directories. What is iterated may take its time, and holds up no
+                record: that is done in a thread of its own, as are calls of `done`.
             done: called with each input's path, in order, until it first says no; the inputs
                 before that one are left out. So an interrupted run is taken up again.
             survey: is told what directories hold besides images, and which of them gave none.
@@ -107,10 +100,11 @@ class Tagger:
         """
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
-        named = (None if path is None else os.fspath(path) for path in paths)
-        found = _remaining(discover(named, self._options.selection, survey), done)
-        with closing(Dispatch(found, self._pool_for, self._options).run()) as batches:
-            yield from batches
+        found = discover((os.fspath(path) for path in paths), self._options.selection, survey)
+        inputs = _remaining(found, done)
+        with closing(Dispatch(inputs, self._pool_for, self._options).run()) as batches:
+            for outcomes in batches:
+                yield [outcome.record for outcome in outcomes]
 
     def warm(self) -> list[Welcome]:
         """Start the workers that a run would use, and return when their models are loaded.

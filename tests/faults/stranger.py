@@ -59,7 +59,7 @@ def commands(name: str, photo: Path, tokens: tuple[str, ...] = GUESSES) -> list[
 
 
 def _say(name: str, first: Any, then: Any, photo: Path) -> str:
-    decoder, messages = FrameDecoder(), []
+    decoder, messages = FrameDecoder(protocol.CLIENT), []
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(TIMEOUT)
         sock.connect(name)

@@ -19,12 +19,14 @@ from wuwan_runner.resolved import resolve
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.address import Address
 from wuwan_worker.shared import protocol
-from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, Results, Welcome
+from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Results, ToClient, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-M = TypeVar("M", bound=Message)
+    from wuwan_worker.shared.protocol import Result
+
+M = TypeVar("M", bound=ToClient)
 DEADLINE = 30.0  # seconds for any one step; far more than it takes, since the machine may be busy
 
 
@@ -182,8 +184,8 @@ class Client:
         sock = address.connect(target, timeout)
         assert sock is not None, f"no worker at {target}"
         self.sock = sock
-        self._decoder = FrameDecoder()
-        self._messages: list[Message] = []
+        self._decoder = FrameDecoder(protocol.CLIENT)
+        self._messages: list[ToClient] = []
 
     def hello(self, **fields: Any) -> Welcome:
         """Greet, and be greeted."""
@@ -202,7 +204,7 @@ class Client:
         finally:
             protocol.close_all(descriptors)
 
-    def next(self) -> Message | None:
+    def next(self) -> ToClient | None:
         """The next message; None at the end of the stream."""
         while not self._messages:
             try:
@@ -221,12 +223,12 @@ class Client:
             assert not isinstance(message, protocol.Fatal), message
         return message
 
-    def answers(self, count: int) -> list[dict[str, Any]]:
-        """The next `count` result items."""
-        items: list[dict[str, Any]] = []
-        while len(items) < count:
-            items += self.take(Results).items
-        return items
+    def answers(self, count: int) -> list[Result]:
+        """The next `count` results."""
+        results: list[Result] = []
+        while len(results) < count:
+            results += self.take(Results).items
+        return results
 
     def close(self) -> None:
         """Vanish; with an RST-like end, so that nothing of it waits in the worker."""

@@ -29,8 +29,11 @@ from wuwan_worker.shared.protocol import (
     FrameDecoder,
     Hello,
     Images,
-    Message,
+    Labelled,
+    LabelScore,
+    Result,
     Results,
+    ToClient,
     Welcome,
 )
 
@@ -54,6 +57,10 @@ def _line(path: str, labels: list[dict[str, Any]]) -> str:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
+def _scores(labels: list[dict[str, Any]]) -> tuple[LabelScore, ...]:
+    return tuple(LabelScore(**label) for label in labels)
+
+
 class FakeWorker:
     """Speaks our protocol, answers with labels of the test's choice, one byte at a time."""
 
@@ -73,7 +80,7 @@ class FakeWorker:
                     self._answer(client)
 
     def _answer(self, client: socket.socket) -> None:
-        decoder, count = FrameDecoder(), 0
+        decoder, count = FrameDecoder(protocol.WORKER), 0
         while True:
             data, descriptors = protocol.receive(client)
             if not data:
@@ -85,16 +92,16 @@ class FakeWorker:
                         self._send(client, _welcome())
                     case Images(ids=ids):
                         count += len(ids)
-                        items = [
-                            {"id": i, "width": 3, "height": 2, "labels": self._labels[i]}
-                            for i in ids
+                        labels = {i: _scores(self._labels[i]) for i in ids}
+                        results: list[Result] = [
+                            Labelled(id=i, width=3, height=2, labels=labels[i]) for i in ids
                         ]
-                        self._send(client, Results(items=items))
+                        self._send(client, Results(items=results))
                     case End():
                         self._send(client, Done(count=count))
 
     @staticmethod
-    def _send(client: socket.socket, message: Message) -> None:
+    def _send(client: socket.socket, message: ToClient) -> None:
         for byte in protocol.encode(message):
             client.sendall(bytes((byte,)))
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wuwan_runner.inputs.discover import OpenError, open_image
+from wuwan_runner.inputs.base import OpenError
+from wuwan_runner.inputs.files import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -227,7 +228,7 @@ def test_file_without_permission(tools: Any, tmp_path: Path, photos: Path) -> No
 
     def opened() -> bytes:
         try:
-            os.close(open_image(str(locked)))
+            os.close(open_file(str(locked).descriptor))
         except OpenError as error:
             return f"{error.failure.code}: {error.failure.message}".encode()
         return b"opened"

@@ -14,6 +14,7 @@ import pytest
 from tests.faults.support import Client, address_of
 from wuwan_runner import Tagger, TagOptions, WorkerSpec
 from wuwan_runner.wire import address, control
+from wuwan_worker.shared.protocol import Labelled
 
 CLIENTS = 16
 EACH = 12  # photos, one under way at a time
@@ -51,9 +52,10 @@ def test_batches_are_filled_across_clients(
         try:
             for number in range(EACH):
                 client.send_images([number], [photo])
-                (item,) = client.answers(1)
-                assert item["id"] == number
-                assert item["labels"]
+                (result,) = client.answers(1)
+                assert isinstance(result, Labelled)
+                assert result.id == number
+                assert result.labels
         except BaseException as error:
             failures.append(error)
 

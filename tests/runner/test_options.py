@@ -47,7 +47,7 @@ BAD: dict[type[Any], dict[str, list[Any]]] = {
     },
     Timeouts: {
         name: [*NO_NUMBERS, *NO_SECONDS, 0, 0.0, -0.0, 1_000_001]
-        for name in ("start", "batch", "per_image", "docker", "control")
+        for name in ("start", "batch", "per_image", "open", "docker", "control")
     },
     Selection: {
         "recursive": NO_FLAGS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 from importlib import resources
@@ -15,7 +16,15 @@ from hypothesis import strategies as st
 
 from wuwan_runner import records
 from wuwan_runner.records import ItemFailure, ItemWarning, Label, Record
-from wuwan_worker.shared.protocol import ErrorCode, WarningCode
+from wuwan_worker.shared.protocol import (
+    Damage,
+    ErrorCode,
+    Failed,
+    Failure,
+    Labelled,
+    LabelScore,
+    WarningCode,
+)
 
 DOG = Label("金毛寻回犬", 0.93, "n02099601", ("犬", "动物"))
 SCHEMA = json.loads(resources.files("wuwan_runner").joinpath("record.schema.json").read_text())
@@ -49,19 +58,14 @@ def test_an_image_without_labels() -> None:
 @pytest.mark.parametrize("code", list(WarningCode))
 def test_an_image_with_a_warning(code: WarningCode) -> None:
     """Labels of a damaged photo have a warning beside them; with `strict` it is an error."""
-    item = {
-        "id": 0,
-        "width": 4,
-        "height": 3,
-        "labels": [],
-        "warning": {"code": code, "message": "x"},
-    }
-    record = records.from_item("a.jpg", "m", item)
+    result = Labelled(id=0, width=4, height=3, labels=(), warning=Damage(code, "x"))
+    record = records.from_result("a.jpg", "m", result)
     assert record.warning == ItemWarning(code, "x")
     assert _read(record.to_json())["warning"] == {"code": code.value, "message": "x"}
-    strict = records.from_item("a.jpg", "m", item, strict=True)
+    strict = records.from_result("a.jpg", "m", result, strict=True)
     assert _read(strict.to_json())["error"] == {"code": "truncated", "message": "x"}
-    assert records.from_item("a.jpg", "m", item | {"warning": None}).warning is None
+    whole = dataclasses.replace(result, warning=None)
+    assert records.from_result("a.jpg", "m", whole, strict=True).warning is None
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))
@@ -125,15 +129,10 @@ def test_a_path_with_line_ends_stays_one_line() -> None:
     assert _read(Record(path=path, model="m", width=1, height=1).to_json())["path"] == path
 
 
-def test_from_a_workers_item() -> None:
-    """A result item of the protocol becomes a record."""
-    item = {
-        "id": 7,
-        "width": 40,
-        "height": 30,
-        "labels": [{"label": "犬", "score": 1, "id": "n1", "broader": ["动物"]}],
-    }
-    record = records.from_item("a.jpg", "m", item)
+def test_from_a_workers_result() -> None:
+    """A result of the protocol becomes a record."""
+    labels = (LabelScore("犬", 1, "n1", ("动物",)),)
+    record = records.from_result("a.jpg", "m", Labelled(id=7, width=40, height=30, labels=labels))
     assert record == Record(
         path="a.jpg", model="m", labels=(Label("犬", 1, "n1", ("动物",)),), width=40, height=30
     )
@@ -141,8 +140,8 @@ def test_from_a_workers_item() -> None:
 
 
 def test_from_a_workers_error() -> None:
-    """An error item becomes an error record."""
-    item = {"id": 7, "error": {"code": "truncated", "message": "cut"}}
-    record = records.from_item("a.jpg", "m", item)
+    """A failure becomes an error record."""
+    failed = Failed(id=7, error=Failure(ErrorCode.TRUNCATED, "cut"))
+    record = records.from_result("a.jpg", "m", failed)
     assert record.error == ItemFailure(ErrorCode.TRUNCATED, "cut")
     _read(record.to_json())

@@ -21,10 +21,12 @@ import wuwan_worker
 from wuwan_worker.serving.lifecycle import Lifecycle
 from wuwan_worker.serving.server import Identity, Server
 from wuwan_worker.shared import protocol
-from wuwan_worker.shared.protocol import FrameDecoder, Hello, Message, Welcome
+from wuwan_worker.shared.protocol import FrameDecoder, Hello, Labelled, ToClient, ToWorker, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from wuwan_worker.shared.protocol import Result
 
 DEADLINE = 20.0  # seconds; no wait of these tests is longer
 PACKAGES = Path(wuwan_worker.__file__).parents[1]
@@ -73,8 +75,8 @@ class Client:
         except BaseException:
             self.sock.close()
             raise
-        self._decoder = FrameDecoder()
-        self._messages: list[Message] = []
+        self._decoder = FrameDecoder(protocol.CLIENT)
+        self._messages: list[ToClient] = []
 
     def hello(self, **fields: Any) -> Welcome:
         """Say Hello and take the Welcome."""
@@ -89,7 +91,7 @@ class Client:
         finally:
             os.close(probe)
 
-    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+    def send(self, message: ToWorker, descriptors: Sequence[int] = ()) -> None:
         """Send one frame."""
         protocol.send_frame(self.sock, message, descriptors)
 
@@ -103,7 +105,7 @@ class Client:
         finally:
             protocol.close_all(opened)
 
-    def next(self) -> Message | None:
+    def next(self) -> ToClient | None:
         """The next message; None at the end of the stream."""
         while not self._messages:
             try:
@@ -124,16 +126,24 @@ class Client:
             assert message is not None, f"the stream ended before {kind.__name__}"
             assert not isinstance(message, protocol.Fatal), message
 
-    def items(self, count: int) -> dict[int, dict[str, Any]]:
-        """The next `count` result items by id, none of them twice."""
-        found: dict[int, dict[str, Any]] = {}
+    def items(self, count: int) -> dict[int, Result]:
+        """The next `count` results by id, none of them twice."""
+        found: dict[int, Result] = {}
         while len(found) < count:
-            for item in self.take(protocol.Results).items:
-                assert item["id"] not in found
-                found[item["id"]] = item
+            for result in self.take(protocol.Results).items:
+                assert result.id not in found
+                found[result.id] = result
         return found
 
-    def ended(self) -> list[Message]:
+    def labelled(self, count: int) -> dict[int, Labelled]:
+        """As `items`, all of which have labels."""
+        found = {}
+        for number, result in self.items(count).items():
+            assert isinstance(result, Labelled)
+            found[number] = result
+        return found
+
+    def ended(self) -> list[ToClient]:
         """What still comes before the end of the stream."""
         rest = []
         while (message := self.next()) is not None:
@@ -201,8 +211,8 @@ class InProcess:
             job = self.server.jobs.get()
             assert job is not None
             os.close(job.descriptor)
-            item = {"id": job.id, "width": 1, "height": 1, "labels": []} | fields
-            self.server.answer(job.client, [item])
+            known: dict[str, Any] = {"width": 1, "height": 1, "labels": ()}
+            self.server.answer(job.client, [Labelled(id=job.id, **(known | fields))])
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until something holds."""

@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,12 +19,14 @@ from wuwan_worker.jobs import FairQueue, Job, Options
 from wuwan_worker.ranking import Ranking
 from wuwan_worker.shared.bundle import InputSpec
 from wuwan_worker.shared.labels import Label
-from wuwan_worker.shared.protocol import ErrorCode
+from wuwan_worker.shared.protocol import ErrorCode, Failed, Failure, Labelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from wuwan_worker.shared.protocol import Result
 
 SPEC = InputSpec(
     name="images", size=8, resize=8, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
@@ -80,7 +82,7 @@ class Run:
         self.queue = FairQueue()
         self.decoder = Batches()
         self.failed: list[BaseException] = []
-        self.items: dict[int, dict[str, Any]] = {}
+        self.items: dict[int, Result] = {}
         self._all = threading.Condition()
         self.engine = Engine(
             self.queue,
@@ -91,11 +93,11 @@ class Run:
             failed=self._fail,
         )
 
-    def _answer(self, _client: int, items: list[dict[str, Any]]) -> None:
+    def _answer(self, _client: int, results: list[Result]) -> None:
         with self._all:
-            for item in items:
-                assert item["id"] not in self.items
-                self.items[item["id"]] = item
+            for result in results:
+                assert result.id not in self.items
+                self.items[result.id] = result
             self._all.notify()
 
     def _fail(self, error: BaseException) -> None:
@@ -108,7 +110,9 @@ class Run:
             assert self._all.wait_for(lambda: self.failed or len(self.items) >= count, 20)
 
     def score(self, number: int) -> float:
-        return float(self.items[number]["labels"][0]["score"])
+        result = self.items[number]
+        assert isinstance(result, Labelled)
+        return result.labels[0].score
 
 
 @pytest.fixture
@@ -210,7 +214,7 @@ def test_many_images_are_shared(
     assert run.score(0) == 0.0
     for number in range(1, 13):
         if number % 2:
-            assert run.items[number]["error"] == {"code": "truncated", "message": "odd"}
+            assert run.items[number] == Failed(id=number, error=Failure(ErrorCode.TRUNCATED, "odd"))
         else:
             assert run.score(number) == 1.0
 

@@ -63,6 +63,27 @@ def test_discard_returns_what_one_client_has_waiting() -> None:
     assert [_next(queue).client, _next(queue).client] == [2, 2]
 
 
+def test_discard_of_some_leaves_the_others_in_their_order() -> None:
+    """Only those ids of that client go; its turn stays where it was."""
+    queue = FairQueue()
+    for client in (1, 2):
+        queue.put(client, _jobs(client, 4))
+    assert [job.id for job in queue.discard(1, {0, 2, 99})] == [0, 2]
+    assert queue.discard(1, ()) == []
+    assert queue.discard(3, {0}) == []
+    assert len(queue) == 6
+    assert [(job.client, job.id) for job in (_next(queue) for _ in range(4))] == [
+        (1, 1),
+        (2, 0),
+        (1, 3),
+        (2, 1),
+    ]
+    assert queue.discard(2, {2, 3}) == _jobs(2, 2, start=2)
+    assert len(queue) == 0
+    queue.put(2, _jobs(2, 1))
+    assert _next(queue).client == 2
+
+
 def test_close_lets_what_waits_be_taken() -> None:
     """After `close` the queue is emptied first, and then ends for everyone."""
     queue = FairQueue()

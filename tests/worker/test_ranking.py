@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from wuwan_worker.ranking import ACTIVATIONS, Ranking, excludes
 from wuwan_worker.shared.labels import Label
+from wuwan_worker.shared.protocol import LabelScore
 
 DOG, CAT, BOOK, OTHER_BOOK = (
     Label("犬", "n1", ("动物",)),
@@ -27,15 +28,15 @@ def test_best_first_with_everything_a_record_needs() -> None:
     """Labels come best first, with score, id and broader terms."""
     found = Ranking([DOG, CAT]).top(_row(0.25, 0.75), top_k=5, min_score=0.0)
     assert found == [
-        {"label": "猫", "score": 0.75, "id": "n2", "broader": ("动物",)},
-        {"label": "犬", "score": 0.25, "id": "n1", "broader": ("动物",)},
+        LabelScore("猫", 0.75, "n2", ("动物",)),
+        LabelScore("犬", 0.25, "n1", ("动物",)),
     ]
 
 
 def test_outputs_that_share_a_label_are_summed() -> None:
     """Two outputs for 书籍 together beat one likelier than either; the first one gives the id."""
     found = Ranking([BOOK, DOG, OTHER_BOOK]).top(_row(0.3, 0.4, 0.3), top_k=1, min_score=0.0)
-    assert found == [{"label": "书籍", "score": 0.6, "id": "b1", "broader": ()}]
+    assert found == [LabelScore("书籍", 0.6, "b1")]
 
 
 def test_outputs_that_do_not_exclude_each_other_are_not_summed() -> None:
@@ -44,13 +45,13 @@ def test_outputs_that_do_not_exclude_each_other_are_not_summed() -> None:
     assert not excludes("sigmoid")
     ranking = Ranking([BOOK, DOG, OTHER_BOOK], exclusive=False)
     found = ranking.top(_row(0.5, 0.25, 0.375), top_k=2, min_score=0.0)
-    assert [(entry["label"], entry["score"]) for entry in found] == [("书籍", 0.5), ("犬", 0.25)]
+    assert [(entry.label, entry.score) for entry in found] == [("书籍", 0.5), ("犬", 0.25)]
 
 
 def test_sums_stay_probabilities() -> None:
     """Rounding in bf16 does not make a score of more than 1."""
     (found,) = Ranking([BOOK, OTHER_BOOK]).top(_row(0.75, 0.2539), top_k=1, min_score=0.0)
-    assert found["score"] == 1.0
+    assert found.score == 1.0
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(0, 0), (-1, 0), (1, 1), (2, 2), (10**9, 3)])
@@ -63,20 +64,20 @@ def test_top_k(top_k: int, count: int) -> None:
 def test_min_score() -> None:
     """Labels under the limit are left out; one at the limit stays."""
     found = Ranking([DOG, CAT, BOOK]).top(_row(0.25, 0.5, 0.125), top_k=3, min_score=0.25)
-    assert [label["label"] for label in found] == ["猫", "犬"]
+    assert [label.label for label in found] == ["猫", "犬"]
     assert Ranking([DOG]).top(_row(0.5), top_k=3, min_score=0.6) == []
 
 
 def test_equal_scores_come_in_the_order_of_the_outputs() -> None:
     """The order does not depend on the sorting's whims."""
     found = Ranking([BOOK, DOG, CAT]).top(_row(0.25, 0.25, 0.25), top_k=3, min_score=0.0)
-    assert [label["id"] for label in found] == ["b1", "n1", "n2"]
+    assert [label.id for label in found] == ["b1", "n1", "n2"]
 
 
 def test_what_is_not_a_number_is_left_out() -> None:
     """A broken network gives fewer labels, not invalid JSON."""
     found = Ranking([DOG, CAT]).top(_row(float("nan"), 0.5), top_k=2, min_score=0.0)
-    assert [label["label"] for label in found] == ["猫"]
+    assert [label.label for label in found] == ["猫"]
 
 
 @given(
@@ -92,9 +93,9 @@ def test_against_the_obvious_way(row: np.ndarray, names: list[int], top_k: int) 
         sums[label.label] = sums.get(label.label, 0.0) + value
     expected = sorted((min(1.0, value) for value in sums.values()), reverse=True)[:top_k]
     found = Ranking(labels).top(row, top_k, 0.0)
-    assert [item["score"] for item in found] == pytest.approx(expected, abs=2e-4)
+    assert [item.score for item in found] == pytest.approx(expected, abs=2e-4)
     for item in found:
-        assert item["score"] == pytest.approx(min(1.0, sums[item["label"]]), abs=2e-4)
+        assert item.score == pytest.approx(min(1.0, sums[item.label]), abs=2e-4)
 
 
 def test_softmax_and_sigmoid_stand_any_output() -> None:

@@ -142,7 +142,7 @@ def start_up(arguments: Sequence[str], repeats: int) -> float:
 # What `wuwan tag` imports on the way to a warm worker.
 _IMPORTS = (
     "import wuwan_cli.main, wuwan_cli.app, wuwan_cli.commands.tag, wuwan_cli.inputs, "
-    "wuwan_cli.screen.progress, wuwan_runner.outputs.file, wuwan_runner.tagger"
+    "wuwan_cli.screen.progress, wuwan_runner.outputs.choose, wuwan_runner.tagger"
 )
 
 

@@ -18,7 +18,7 @@ from wuwan_runner.errors import UsageError
 from wuwan_runner.options import Selection, TagOptions, Timeouts, WorkerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from wuwan_cli.benchmark.measure_gpu import GpuFigures
 
@@ -27,6 +27,7 @@ SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 GENERATED = 48  # photos
 PLOTS = (".svg", ".png")
 _STAGE_PHOTOS = 64
+_MEBIBYTE = 2**20
 _FIRSTS = 5  # runs for the time to the first record
 
 app = opts.application()
@@ -124,7 +125,7 @@ def _photos(directory: Path | None, scratch: Path) -> list[str]:
     if directory is None:
         return _generated(scratch)
     entries = discover([str(directory)], Selection())
-    found = [os.path.abspath(entry.path) for entry in entries if entry is not None]
+    found = [os.path.abspath(entry.path) for entry in entries]
     found = [path for path in found if os.path.isfile(path) and os.access(path, os.R_OK)]
     if not found:
         raise UsageError(f"{directory} holds no images that can be read")
@@ -253,21 +254,25 @@ def _sizes(
 
 
 def _show(report: Report) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from wuwan_cli.screen.tables import Column, show
 
-    console = Console()
-    table = Table(
+    show(
+        (Column("what"), Column("figure", right=True), Column("note")),
+        _figures(report),
         title=f"wuwan bench: {report.runner}, {report.device}, {report.cores} cores",
-        box=box.SIMPLE_HEAD,
-        show_header=False,
+        headings=False,
     )
-    table.add_column("what")
-    table.add_column("figure", justify="right")
-    table.add_column("note")
-    mebibyte = 2**20
-    for row in (
+    if report.sizes:
+        headings = ("PATHS", "FIRST RECORD", "TOTAL", "µs A PATH", "PEAK MEMORY")
+        show(
+            [Column(heading, right=True) for heading in headings],
+            map(_growth, report.sizes),
+            title="How it grows (a worker that answers at once)",
+        )
+
+
+def _figures(report: Report) -> Iterator[tuple[str, str, str]]:
+    yield from (
         ("wuwan --help", f"{report.help_start:.3f} s", ""),
         ("cold start to the first record", f"{report.cold_first:.3f} s", ""),
         ("warm, to the first record", f"{report.warm_first:.3f} s", ""),
@@ -288,29 +293,24 @@ def _show(report: Report) -> None:
         ),
         ("throughput, whole program", f"{report.throughput:.0f} img/s", "warm"),
         ("efficiency", f"{report.efficiency:.1%}", "throughput / limit, in turns"),
-        ("client's peak memory", f"{report.client_memory / mebibyte:.0f} MiB", ""),
-        ("worker's memory", f"{report.worker_memory / mebibyte:.0f} MiB", ""),
-    ):
-        table.add_row(*row)
+        ("client's peak memory", f"{report.client_memory / _MEBIBYTE:.0f} MiB", ""),
+        ("worker's memory", f"{report.worker_memory / _MEBIBYTE:.0f} MiB", ""),
+    )
     if report.gpu is not None:
         for state in ("rest", "busy", "parked"):
-            held = getattr(report.gpu, state) / mebibyte
-            table.add_row(f"GPU memory, {state}", f"{held:.0f} MiB", "without CUDA's own")
-        table.add_row("time to wake", f"{report.gpu.wake:.3f} s", "beyond a warm first record")
-    console.print(table)
-    if report.sizes:
-        growth = Table(title="How it grows (a worker that answers at once)", box=box.SIMPLE_HEAD)
-        for heading in ("PATHS", "FIRST RECORD", "TOTAL", "µs A PATH", "PEAK MEMORY"):
-            growth.add_column(heading, justify="right")
-        for entry in report.sizes:
-            growth.add_row(
-                f"{entry['paths']:,.0f}",
-                f"{entry['first']:.3f} s",
-                f"{entry['total']:.2f} s",
-                f"{entry['total'] / entry['paths'] * 1e6:.0f}",
-                f"{entry['peak_memory'] / mebibyte:.0f} MiB",
-            )
-        console.print(growth)
+            held = getattr(report.gpu, state) / _MEBIBYTE
+            yield (f"GPU memory, {state}", f"{held:.0f} MiB", "without CUDA's own")
+        yield ("time to wake", f"{report.gpu.wake:.3f} s", "beyond a warm first record")
+
+
+def _growth(entry: dict[str, float]) -> Sequence[str]:
+    return (
+        f"{entry['paths']:,.0f}",
+        f"{entry['first']:.3f} s",
+        f"{entry['total']:.2f} s",
+        f"{entry['total'] / entry['paths'] * 1e6:.0f}",
+        f"{entry['peak_memory'] / _MEBIBYTE:.0f} MiB",
+    )
 
 
 def _check_plot(path: Path) -> None:

@@ -13,6 +13,9 @@ from wuwan_runner.errors import ExitCode
 from wuwan_worker.shared import dirs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wuwan_cli.screen.tables import Cell
     from wuwan_runner.doctor.checks import Check, Scope
 
 app = opts.application()
@@ -85,21 +88,15 @@ def _json(found: list[Check], runners: dict[str, bool]) -> str:
 
 
 def _print(found: list[Check], runners: dict[str, bool]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from wuwan_cli.screen.tables import Column, show
 
-    console = Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("check", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    for check in found:
-        detail = Text(check.detail)
-        if check.advice:
-            detail.append(f"\n→ {check.advice}", style="bold")
-        table.add_row(check.name, Text(check.outcome, style=_STYLES[check.outcome]), detail)
-    console.print(table)
+    columns = (Column("check", whole=True), Column("", whole=True), Column("found"))
+    show(columns, map(_row, found))
     works = [name for name, good in runners.items() if good]
-    console.print(Text(f"runners that work: {', '.join(works) or 'none'}"))
+    typer.echo(f"runners that work: {', '.join(works) or 'none'}")
+
+
+def _row(check: Check) -> Sequence[Cell]:
+    advice = f"\n→ {check.advice}" if check.advice else ""
+    outcome = ((check.outcome, _STYLES[check.outcome]),)
+    return (check.name, outcome, ((check.detail, ""), (advice, "bold")))

@@ -20,7 +20,7 @@ from wuwan_worker.shared import bundle, dirs
 from wuwan_worker.shared import labels as bundle_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from wuwan_runner.models.conversion import Converter
     from wuwan_worker.shared.bundle import Bundle
@@ -272,23 +272,20 @@ def _text(value: Any) -> str:
 
 
 def _table(found: Iterable[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from wuwan_cli.screen import tables
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("NAME", "ARCHITECTURE", "OUTPUTS", "LEVELS", "BACKENDS", "SIZE"):
-        table.add_column(heading, overflow="fold")
-    for fields in found:
-        if "problem" in fields:
-            table.add_row(fields["name"], f"unusable: {fields['problem']}")
-            continue
-        table.add_row(
-            fields["name"],
-            fields["architecture"],
-            f"{fields['classes']:,}",
-            _text(fields["levels"]),
-            _text(fields["backends"]),
-            f"{fields['size'] / 1e6:,.0f} MB",
-        )
-    Console().print(table)
+    headings = ("NAME", "ARCHITECTURE", "OUTPUTS", "LEVELS", "BACKENDS", "SIZE")
+    tables.show([tables.Column(heading) for heading in headings], map(_row, found))
+
+
+def _row(fields: dict[str, Any]) -> Sequence[str]:
+    if "problem" in fields:
+        return (fields["name"], f"unusable: {fields['problem']}")
+    return (
+        fields["name"],
+        fields["architecture"],
+        f"{fields['classes']:,}",
+        _text(fields["levels"]),
+        _text(fields["backends"]),
+        f"{fields['size'] / 1e6:,.0f} MB",
+    )

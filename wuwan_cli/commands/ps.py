@@ -11,10 +11,12 @@ import typer
 from wuwan_cli import options as opts
 from wuwan_runner.options import Timeouts
 
-_WIDE = 200
-
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wuwan_runner.pool.registry import RunningWorker
+
+_WIDE = 200  # characters
 
 app = opts.application()
 
@@ -45,36 +47,33 @@ def _fields(member: RunningWorker) -> dict[str, Any]:
 
 
 def _show(found: list[RunningWorker]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from wuwan_cli.screen.tables import Column, show
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("NAME", "MODEL", "RUNNER", "DEVICE", "STATE"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("CLIENTS", "DONE", "IDLE", "TTL", "MEMORY", "GPU"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for member in found:
-        status = member.status
-        if status is None:
-            table.add_row(member.name, "", "", "", f"unresponsive: {member.problem}")
-            continue
-        table.add_row(
-            status.name,
-            status.model,
-            status.runner,
-            status.device,
-            status.state,
-            str(status.clients),
-            f"{status.images_done:,}",
-            _seconds(status.idle_for),
-            _seconds(status.ttl_left),
-            _mebibytes(status.memory),
-            _mebibytes(status.gpu_memory) if status.gpu_memory else "-",
-        )
+    texts = ("NAME", "MODEL", "RUNNER", "DEVICE", "STATE")
+    figures = ("CLIENTS", "DONE", "IDLE", "TTL", "MEMORY", "GPU")
+    columns = [Column(heading, whole=True) for heading in texts]
+    columns += [Column(heading, whole=True, right=True) for heading in figures]
     # Into a pipe the table goes as wide as it is.
-    console = Console()
-    Console(width=console.width if console.is_terminal else _WIDE).print(table)
+    show(columns, map(_row, found), piped_width=_WIDE)
+
+
+def _row(member: RunningWorker) -> Sequence[str]:
+    status = member.status
+    if status is None:
+        return (member.name, "", "", "", f"unresponsive: {member.problem}")
+    return (
+        status.name,
+        status.model,
+        status.runner,
+        status.device,
+        status.state,
+        str(status.clients),
+        f"{status.images_done:,}",
+        _seconds(status.idle_for),
+        _seconds(status.ttl_left),
+        _mebibytes(status.memory),
+        _mebibytes(status.gpu_memory) if status.gpu_memory else "-",
+    )
 
 
 def _seconds(value: float | None) -> str:

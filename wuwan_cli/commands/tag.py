@@ -205,7 +205,8 @@ def _run(
     from wuwan_runner import Tagger, resolved
     from wuwan_runner.inputs.discover import discover
     from wuwan_runner.inputs.survey import Survey
-    from wuwan_runner.outputs.file import ClosedPipe, is_stdout, opened, own_names
+    from wuwan_runner.outputs.base import ClosedPipe
+    from wuwan_runner.outputs.choose import is_stdout, opened, own_names
 
     def countable() -> Iterator[Any] | None:
         paths = inputs.again()
@@ -222,7 +223,7 @@ def _run(
                 progress,
                 Tagger(options, notify=progress.notify) as tagger,
                 contextlib.closing(
-                    tagger.tag_batches(inputs.read(survey), done=sink.has, survey=survey)
+                    tagger.tag_batches(inputs.read(survey), done=sink.take_over, survey=survey)
                 ) as batches,
             ):
                 for records in batches:

@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING
 
 from wuwan_worker.serving.lifecycle import Lifecycle
 from wuwan_worker.serving.server import Identity, Server
-from wuwan_worker.shared.protocol import close_all
+from wuwan_worker.shared.protocol import Labelled, LabelScore, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LABEL = {"label": "无", "score": 1.0, "id": "none", "broader": []}
+_LABELS = (LabelScore("无", 1.0, "none"),)
 
 
 def _answer(server: Server) -> None:
     while (job := server.jobs.get()) is not None:
         close_all((job.descriptor,))
-        item = {"id": job.id, "width": 1, "height": 1, "labels": [_LABEL]}
-        server.answer(job.client, [item])
+        server.answer(job.client, [Labelled(id=job.id, width=1, height=1, labels=_LABELS)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import logging
 import math
 import os
@@ -13,38 +12,47 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
-from wuwan_worker.jobs import FairQueue, Job, Options
+from wuwan_worker.jobs import FairQueue, Job
+from wuwan_worker.serving.session import (
+    ClientSession,
+    Close,
+    Greet,
+    Recall,
+    Send,
+    StopWorker,
+    Take,
+    TellLogs,
+    TellStatus,
+    Terms,
+    TurnAway,
+)
 from wuwan_worker.shared import peers, protocol
 from wuwan_worker.shared.protocol import (
-    Adopt,
+    Cancelled,
     DescriptorError,
-    Done,
-    End,
     Fatal,
     FatalCode,
     Frame,
     FrameDecoder,
     Hello,
-    Images,
     Logs,
-    LogsRequest,
-    Message,
     ProtocolError,
-    Ready,
+    Result,
     Results,
     Status,
-    StatusRequest,
-    Stop,
     Stopping,
+    ToClient,
+    ToWorker,
     Welcome,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from wuwan_worker.serving.lifecycle import Lifecycle
+    from wuwan_worker.serving.session import Action
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +64,7 @@ HELLO_TIMEOUT = 10.0  # seconds a connection may stay silent before its Hello
 # How long answers to a client that does not read them are kept when the worker wants to end.
 LINGER = 5.0
 MAX_WAIT = 24 * 3600.0  # seconds; a TTL may be anything, what epoll takes has a limit (2^31 ms)
-# Bytes of replies that a client may leave unread and still ask for more.
-MAX_UNREAD = 4 * 1024 * 1024
-_ACCEPT_PAUSE = 0.05  # seconds, when no descriptor is free
+_ACCEPT_PAUSE = 0.05  # seconds without looking for clients, when no descriptor is free
 _MAX_REQUEST = 64 * 1024  # bytes of a client's frame: it holds numbers and names
 
 
@@ -79,18 +85,13 @@ class _Client:
     id: int
     sock: socket.socket
     deadline: float  # monotonic clock: to have said Hello, or to have read what ends the connection
-    decoder: FrameDecoder = field(default_factory=lambda: FrameDecoder(max_payload=_MAX_REQUEST))
+    session: ClientSession
+    decoder: FrameDecoder[ToWorker] = field(
+        default_factory=lambda: FrameDecoder(protocol.WORKER, max_payload=_MAX_REQUEST)
+    )
     outgoing: bytearray = field(default_factory=bytearray)
-    hello: Hello | None = None
-    unanswered: int = 0
-    answered: int = 0
-    ended: bool = False  # End was received
-    closing: bool = False  # close once `outgoing` is written
+    hanging_up: bool = False  # once `outgoing` is written
     events: int = selectors.EVENT_READ  # what the selector watches for
-
-    @property
-    def tagging(self) -> bool:
-        return self.hello is not None and self.hello.tagging
 
 
 class Server:
@@ -129,9 +130,14 @@ class Server:
         self._identity = identity
         self._lifecycle = lifecycle
         self._owner = owner
-        self._token = token.encode()
         self._shared = shared
-        self._credits = credits_
+        self._terms = Terms(
+            model=identity.model,
+            credits=credits_,
+            levels=identity.levels,
+            default_level=identity.default_level,
+            token=token,
+        )
         self._log_lines = log_lines
         self._clients: dict[int, _Client] = {}
         self._next_id = 0
@@ -140,6 +146,7 @@ class Server:
         self._posted: deque[Callable[[], None]] = deque()
         self._over = False
         self._ended = False
+        self._accept_again = math.inf  # monotonic clock; finite while no client is looked for
         self._selector = selectors.DefaultSelector()
         # An eventfd, not a socket pair: one descriptor, and it may be written in a signal handler.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -155,9 +162,9 @@ class Server:
         if not self._ended:
             os.eventfd_write(self._wake, 1)
 
-    def answer(self, client_id: int, items: list[dict[str, Any]]) -> None:
-        """Send result items to a client; for the engine's threads."""
-        self.post(lambda: self._answered(client_id, items))
+    def answer(self, client_id: int, results: Sequence[Result]) -> None:
+        """Send results to a client; for the engine's threads."""
+        self.post(lambda: self._answered(client_id, results))
 
     def loaded(
         self,
@@ -181,8 +188,7 @@ class Server:
             self._lifecycle.loaded()
             log.info("ready on %s after %.2f s", device, time.monotonic() - self._started)
             for client in list(self._clients.values()):
-                if client.hello is not None and not client.closing:
-                    self._send(client, Ready(device=device))
+                self._perform(client, client.session.loaded(device))
 
         self.post(apply)
 
@@ -212,6 +218,7 @@ class Server:
                 for key, mask in self._selector.select(self._timeout()):
                     key.data(mask)
                 self._expire_silent()
+                self._watch_listener()
                 self._park_if_due()
             self._close_listener()
             self._flush_all()
@@ -227,12 +234,14 @@ class Server:
     def _finished(self) -> bool:
         # Someone who has connected and is about to say Hello is a client to be; where it may be
         # anybody, the worker is not kept alive for it.
-        silent = any(client.hello is None for client in self._clients.values())
-        about_to_speak = silent and not self._token
+        silent = any(client.session.hello is None for client in self._clients.values())
+        about_to_speak = silent and not self._terms.token
         return self._over or (self._lifecycle.over and not about_to_speak)
 
     def _timeout(self) -> float | None:
-        limits = [client.deadline - time.monotonic() for client in self._clients.values()]
+        now = time.monotonic()
+        limits = [client.deadline - now for client in self._clients.values()]
+        limits.append(self._accept_again - now)
         # A TTL that has run out while somebody is about to speak is no reason to look again.
         if left := self._lifecycle.ttl_left:
             limits.append(left)
@@ -254,10 +263,13 @@ class Server:
             sock, _ = self._listener.accept()
         except OSError as error:  # the client has given up, or no descriptor is free
             log.warning("cannot accept a client: %s", error)
-            time.sleep(_ACCEPT_PAUSE)  # it stays in line, and the selector would spin
+            # It stays in line, and the selector would spin.
+            self._selector.unregister(self._listener)
+            self._accept_again = time.monotonic() + _ACCEPT_PAUSE
             return
         sock.setblocking(False)
-        client = _Client(self._next_id, sock, time.monotonic() + HELLO_TIMEOUT)
+        deadline = time.monotonic() + HELLO_TIMEOUT
+        client = _Client(self._next_id, sock, deadline, ClientSession(self._terms))
         self._next_id += 1
         self._clients[client.id] = client
         self._selector.register(sock, selectors.EVENT_READ, lambda mask: self._ready(client, mask))
@@ -265,6 +277,13 @@ class Server:
             self._turn_away(client, FatalCode.FORBIDDEN, "this worker belongs to another user")
         elif len(self._clients) > MAX_CLIENTS:
             self._turn_away(client, FatalCode.FULL, f"{MAX_CLIENTS} clients are connected already")
+
+    def _watch_listener(self) -> None:
+        """Look for clients again, where that was left off for a while."""
+        if time.monotonic() >= self._accept_again:
+            self._accept_again = math.inf
+            if self._listener is not None:
+                self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _expire_silent(self) -> None:
         now = time.monotonic()
@@ -283,8 +302,11 @@ class Server:
     def _ready(self, client: _Client, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             self._write(client)
-        if mask & selectors.EVENT_READ and client.id in self._clients and not client.closing:
+        if mask & selectors.EVENT_READ and self._listens_to(client):
             self._read(client)
+
+    def _listens_to(self, client: _Client) -> bool:
+        return client.id in self._clients and not client.session.closing
 
     def _read(self, client: _Client) -> None:
         try:
@@ -306,97 +328,59 @@ class Server:
             self._drop(client)
             return
         for frame in frames:
-            if client.id not in self._clients or client.closing:
-                frame.close()
-                continue
-            try:
-                self._handle(client, frame)
-            except ProtocolError as error:
-                self._turn_away(client, FatalCode.PROTOCOL, str(error))
+            self._handle(client, frame)
 
-    def _handle(self, client: _Client, frame: Frame) -> None:
-        message = frame.message
-        if not isinstance(message, Images):
-            try:
-                readable = all(os.pread(fd, 64, 0) == protocol.PROBE for fd in frame.descriptors)
-            except OSError:
-                readable = False
+    def _handle(self, client: _Client, frame: Frame[ToWorker]) -> None:
+        if not self._listens_to(client):
             frame.close()
-        if client.hello is None:
-            if not isinstance(message, Hello):
-                frame.close()
-                raise ProtocolError(f"{type(message).__name__} before Hello")
-            self._greet(client, message, readable and len(frame.descriptors) == 1)
             return
-        draining = self._listener is None
-        match message:
-            case Images() | End() if draining:
-                # Nothing more is taken; what Done does not count, the client takes elsewhere.
-                frame.close()
-            case Images():
-                self._take(client, message, frame.descriptors)
-            case End():
-                if message.count != client.answered + client.unanswered:
-                    raise ProtocolError(
-                        f"End says {message.count} images, "
-                        f"{client.answered + client.unanswered} came"
-                    )
-                client.ended = True
-                self._finish_if_done(client)
-            case StatusRequest() | LogsRequest() if len(client.outgoing) > MAX_UNREAD:
-                raise ProtocolError("replies are asked for and not read")
-            case StatusRequest():
-                self._send(client, self._status())
-            case LogsRequest():
-                self._send(client, Logs(lines=list(self._log_lines)))
-            case Stop():
-                accepted = self._lifecycle.idle or not message.if_idle
-                self._send(client, Stopping(accepted=accepted))
-                if accepted:
-                    self._drain()
-            case (
-                Hello()
-                | Welcome()
-                | Ready()
-                | Results()
-                | Done()
-                | Fatal()
-                | Status()
-                | Logs()
-                | Stopping()
-                | Adopt()
-            ):
-                raise ProtocolError(f"{type(message).__name__} is not for a worker")
-            case _:
-                assert_never(message)
+        actions = client.session.received(
+            frame.message,
+            descriptors=len(frame.descriptors),
+            readable=isinstance(frame.message, Hello) and _is_probe(frame.descriptors),
+            unread=len(client.outgoing),
+        )
+        if not any(isinstance(action, Take) for action in actions):
+            frame.close()
+        self._perform(client, actions, frame.descriptors)
 
-    def _greet(self, client: _Client, hello: Hello, readable: bool) -> None:
-        if hello.version != protocol.VERSION:
-            raise ProtocolError(
-                f"this worker speaks protocol {protocol.VERSION}, the client {hello.version}"
-            )
-        if self._token and not hmac.compare_digest(hello.token.encode(), self._token):
-            self._turn_away(
-                client,
-                FatalCode.FORBIDDEN,
-                "this worker asks for a proof that the client is its user's",
-            )
-            return
-        if hello.ttl is not None and not hello.ttl >= 0:  # nan, too
-            raise ProtocolError(f"a TTL of {hello.ttl} seconds")
-        if (hello.level or self._identity.default_level) not in self._identity.levels:
-            known = ", ".join(filter(None, self._identity.levels)) or "no levels"
-            self._turn_away(
-                client,
-                FatalCode.LEVEL,
-                f"model {self._identity.model} has no level {hello.level!r} (it has: {known})",
-            )
-            return
-        client.hello = hello
+    def _perform(
+        self, client: _Client, actions: Sequence[Action], descriptors: Sequence[int] = ()
+    ) -> None:
+        """What the client's session says, until the client is lost or turned away."""
+        for action in actions:
+            if client.id not in self._clients or client.hanging_up:
+                return
+            match action:
+                case Greet():
+                    self._greet(client, action)
+                case Send(message):
+                    self._send(client, message)
+                case Take():
+                    self._take(client, action, descriptors)
+                case Recall(ids):
+                    self._recall(client, ids)
+                case TellStatus():
+                    self._send(client, self._status())
+                case TellLogs():
+                    self._send(client, Logs(lines=list(self._log_lines)))
+                case StopWorker(if_idle):
+                    accepted = self._lifecycle.idle or not if_idle
+                    self._send(client, Stopping(accepted=accepted))
+                    if accepted:
+                        self._drain()
+                case TurnAway(code, message):
+                    self._turn_away(client, code, message)
+                case Close():
+                    self._close_when_written(client)
+                case _:
+                    assert_never(action)
+
+    def _greet(self, client: _Client, greet: Greet) -> None:
         client.deadline = math.inf
-        if hello.tagging:
-            self._lifecycle.client_came(hello.ttl if self._shared else 0.0)
-        log.info("client %d: %.100r", client.id, hello.client)
+        if greet.hello.tagging:
+            self._lifecycle.client_came(greet.hello.ttl if self._shared else 0.0)
+        log.info("client %d: %.100r", client.id, greet.hello.client)
         self._send(
             client,
             Welcome(
@@ -407,73 +391,32 @@ class Server:
                 device=self.device,
                 state=self._lifecycle.state,
                 pid=os.getpid(),
-                credits=self._credits,
-                readable=readable,
+                credits=self._terms.credits,
+                readable=greet.readable,
                 shared=self._shared,
             ),
         )
-        self._finish_if_done(client)  # at once, if it came too late
 
-    def _take(self, client: _Client, images: Images, descriptors: tuple[int, ...]) -> None:
-        problem = None
-        if not client.tagging or client.ended:
-            problem = "Images from a client that does not tag, or after End"
-        elif len(images.ids) != len(descriptors):
-            problem = f"{len(images.ids)} images with {len(descriptors)} descriptors"
-        elif client.unanswered + len(images.ids) > self._credits:
-            problem = f"more than {self._credits} images unanswered"
-        if problem or client.hello is None:
-            protocol.close_all(descriptors)
-            raise ProtocolError(problem or "Images before Hello")
-        client.unanswered += len(images.ids)
-        self._lifecycle.images_came(len(images.ids))
-        options = Options(
-            top_k=client.hello.top_k,
-            min_score=client.hello.min_score,
-            exact=client.hello.exact,
-            level=client.hello.level or self._identity.default_level,
-        )
-        self.jobs.put(
-            client.id,
-            [
-                Job(client.id, image_id, descriptor, options)
-                for image_id, descriptor in zip(images.ids, descriptors, strict=True)
-            ],
-        )
+    def _take(self, client: _Client, take: Take, descriptors: Sequence[int]) -> None:
+        self._lifecycle.images_came(len(take.ids))
+        images = zip(take.ids, descriptors, take.options, strict=True)
+        self.jobs.put(client.id, [Job(client.id, *image) for image in images])
 
-    def _answered(self, client_id: int, items: list[dict[str, Any]]) -> None:
-        self._images_done += len(items)
-        client = self._clients.get(client_id)
-        if client is None:  # it has gone; `_drop` has settled what it had
-            return
-        self._lifecycle.images_done(len(items))
-        client.unanswered -= len(items)
-        client.answered += len(items)
-        if client.closing:  # it was turned away
-            return
-        try:
-            self._send_results(client, items)
-        except ProtocolError as error:
-            self._turn_away(client, FatalCode.PROTOCOL, str(error))
-        self._finish_if_done(client)
+    def _recall(self, client: _Client, ids: Collection[int]) -> None:
+        jobs = self.jobs.discard(client.id, ids)
+        protocol.close_all(job.descriptor for job in jobs)
+        if jobs:
+            self._settle(client, [Cancelled(id=job.id) for job in jobs])
 
-    def _send_results(self, client: _Client, items: list[dict[str, Any]]) -> None:
-        """In one frame, or in several if all labels of a large bundle are asked for."""
-        try:
-            self._send(client, Results(items=items))
-        except ProtocolError:
-            if len(items) == 1:
-                raise
-            middle = len(items) // 2
-            self._send_results(client, items[:middle])
-            self._send_results(client, items[middle:])
+    def _answered(self, client_id: int, results: Sequence[Result]) -> None:
+        self._images_done += len(results)
+        if (client := self._clients.get(client_id)) is not None:
+            self._settle(client, results)
+        # Else it has gone; `_drop` has settled what it had.
 
-    def _finish_if_done(self, client: _Client) -> None:
-        draining = self._listener is None
-        finished = not client.unanswered and (client.ended or draining)
-        if finished and client.tagging and not client.closing:
-            self._send(client, Done(count=client.answered))
-            self._close_when_written(client)
+    def _settle(self, client: _Client, results: Sequence[Result]) -> None:
+        self._lifecycle.images_done(len(results))
+        self._perform(client, client.session.answered_with(results))
 
     def _status(self) -> Status:
         life = self._lifecycle
@@ -497,8 +440,12 @@ class Server:
 
     # ------------------------------------------------------------ writing and ending
 
-    def _send(self, client: _Client, message: Message) -> None:
-        client.outgoing += protocol.encode(message)
+    def _send(self, client: _Client, message: ToClient) -> None:
+        try:
+            client.outgoing += _encoded(message)
+        except ProtocolError as error:
+            self._turn_away(client, FatalCode.PROTOCOL, str(error))
+            return
         self._write(client)
 
     def _write(self, client: _Client) -> None:
@@ -511,10 +458,10 @@ class Server:
         except OSError:
             self._drop(client)
             return
-        if client.closing and not client.outgoing:
+        if client.hanging_up and not client.outgoing:
             self._drop(client)
             return
-        events = 0 if client.closing else selectors.EVENT_READ
+        events = 0 if client.hanging_up else selectors.EVENT_READ
         if client.outgoing:
             events |= selectors.EVENT_WRITE
         if events != client.events:
@@ -523,12 +470,13 @@ class Server:
 
     def _close_when_written(self, client: _Client) -> None:
         if client.id in self._clients:
-            client.closing = True
+            client.session.close()
+            client.hanging_up = True
             self._write(client)
 
     def _turn_away(self, client: _Client, code: FatalCode, message: str) -> None:
         log.warning("client %d is turned away: %s: %s", client.id, code, message)
-        if client.id in self._clients and not client.closing:
+        if client.id in self._clients and not client.hanging_up:
             # What it has broken is not worth waiting for long.
             client.deadline = time.monotonic() + LINGER
             self._send(client, Fatal(code=code, message=message))
@@ -543,8 +491,8 @@ class Server:
         protocol.close_all(job.descriptor for job in self.jobs.discard(client.id))
         # What decoders still have of it counts no more, either: nobody waits for the answer, and a
         # decoder or a loading model that hangs must not keep the worker when its clients are gone.
-        self._lifecycle.images_done(client.unanswered)
-        if client.tagging:
+        self._lifecycle.images_done(client.session.unanswered)
+        if client.session.tagging:
             self._lifecycle.client_left()
 
     def _close_listener(self) -> None:
@@ -561,7 +509,7 @@ class Server:
         self._close_listener()
         self._lifecycle.drain()
         for client in list(self._clients.values()):
-            self._finish_if_done(client)
+            self._perform(client, client.session.drain())
 
     def _flush_all(self) -> None:
         """Give clients a last chance to read what was written for them."""
@@ -572,6 +520,30 @@ class Server:
         while self._clients and (left := deadline - time.monotonic()) > 0:
             for key, mask in self._selector.select(left):
                 key.data(mask)
+
+
+def _encoded(message: ToClient) -> bytes:
+    """A frame; or several, if all labels of a large bundle are asked for.
+
+    Raises:
+        ProtocolError: if one result alone is too large.
+    """
+    try:
+        return protocol.encode(message)
+    except ProtocolError:
+        if not isinstance(message, Results) or len(message.items) < 2:
+            raise
+        middle = len(message.items) // 2
+        halves = message.items[:middle], message.items[middle:]
+        return b"".join(_encoded(Results(items=half)) for half in halves)
+
+
+def _is_probe(descriptors: Sequence[int]) -> bool:
+    """Whether that is the probe of a Hello, and can be read."""
+    try:
+        return [os.pread(number, 64, 0) for number in descriptors] == [protocol.PROBE]
+    except OSError:
+        return False
 
 
 def _resident() -> int:

@@ -23,7 +23,18 @@ A worker that drains sends Done without having seen End; the client takes what i
 elsewhere, and nobody is to blame.
 
 `Fatal` may come at any time instead, with the connection's end. After `Welcome` a client may also
-send `StatusRequest`, `LogsRequest` or `Stop`; each has one reply.
+send `StatusRequest`, `LogsRequest` or `Stop`, each of which has one reply, and `Cancel`, whose
+images are answered as all others.
+
+Each side reads the messages of its union alone, `ToWorker` or `ToClient`.
+
+Peers of other versions. A field that is absent takes its default and one that is unknown is
+ignored (`schema`), so fields may be added within a version. `VERSION` changes when what is said
+means something else; a worker refuses to tag for a client of another version, and says so. For
+everything else they understand each other for ever: whatever the version, `Hello` has the fields
+of `LASTING`, and so has `Welcome`; `StatusRequest`, `Status`, `Stop`, `Stopping` and `Fatal` keep
+their names and the kinds of their fields. So any `wuwan ps` sees every worker, and any `wuwan stop`
+ends it.
 
 The module is sans-IO apart from two helpers, so that every split and every piece of garbage can
 be tested without a socket.
@@ -37,13 +48,26 @@ import enum
 import os
 import socket
 import struct
-import types
 import typing
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgpack
+
+# Of the protocol, too, and known by its name.
+from wuwan_worker.shared.results import Cancelled as Cancelled
+from wuwan_worker.shared.results import Damage as Damage
+from wuwan_worker.shared.results import ErrorCode as ErrorCode
+from wuwan_worker.shared.results import Extras as Extras
+from wuwan_worker.shared.results import Failed as Failed
+from wuwan_worker.shared.results import Failure as Failure
+from wuwan_worker.shared.results import Labelled as Labelled
+from wuwan_worker.shared.results import LabelScore as LabelScore
+from wuwan_worker.shared.results import Result as Result
+from wuwan_worker.shared.results import WarningCode as WarningCode
+from wuwan_worker.shared.results import read_results, result_map
+from wuwan_worker.shared.schema import KindError, Schema, as_map, read_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -72,25 +96,6 @@ class DescriptorError(ProtocolError):
     """Descriptors were lost on the way: this path between two processes does not carry them."""
 
 
-class ErrorCode(enum.StrEnum):
-    """Why one image has no labels. These are the `error.code` values of a record."""
-
-    UNREADABLE = "unreadable"  # it could not be opened or read
-    NOT_AN_IMAGE = "not_an_image"
-    TRUNCATED = "truncated"  # its data ends early or is damaged
-    TOO_LARGE = "too_large"  # more bytes or pixels than the limit
-    UNSUPPORTED = "unsupported"  # an image, but in a format outside the allow-list
-    TIMEOUT = "timeout"  # the worker did not answer in time, for this image alone
-    WORKER_CRASHED = "worker_crashed"  # the worker died, on this image alone
-
-
-class WarningCode(enum.StrEnum):
-    """What was wrong with an image that has labels all the same: `warning.code` of a record."""
-
-    TRUNCATED = "truncated"  # data were missing
-    DAMAGED = "damaged"  # data were wrong, and repaired or skipped
-
-
 class FatalCode(enum.StrEnum):
     """Why a worker ends a connection."""
 
@@ -113,7 +118,58 @@ class State(enum.StrEnum):
     DRAINING = "draining"
 
 
-# ---------------------------------------------------------------- messages
+# ---------------------------------------------------------------- parts of messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepAlive:
+    """How long a worker stays after its last work, as its clients' arrivals advise.
+
+    Reserved: no client sends it yet, and a worker goes by its TTL alone. Never stronger than a TTL
+    that somebody has asked for.
+    """
+
+    park_after: float | None = None  # seconds of idleness until the weights leave the GPU; or never
+    end_after: float | None = None  # seconds of idleness until the worker ends
+    resident: bool = False  # it shall not park, and work renews its time
+    reason: str = ""  # why, for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What a worker's comings and goings cost, as measured; None where nothing was measured.
+
+    Reserved: no worker measures them yet.
+    """
+
+    start: float | None = None  # seconds from nothing to READY
+    wake: float | None = None  # seconds that PARKED adds to the first answer
+    resident: int | None = None  # bytes on the GPU, or else of the host, while READY
+    parked: int | None = None  # bytes on the GPU while PARKED
+    host: int | None = None  # bytes of host memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is wanted beside labels, for `Extras`. Reserved: workers ignore it yet."""
+
+    digest: bool = False
+    keywords: bool = False
+    thumbnail: int = 0  # pixels of its longer side; 0: none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """How one image is to be labelled, where that differs from what Hello says; None: as Hello."""
+
+    top_k: int | None = None
+    min_score: float | None = None
+    exact: bool | None = None
+    level: str | None = None
+    wanted: Wanted | None = None
+
+
+# ---------------------------------------------------------------- messages to a worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,30 +185,9 @@ class Hello:
     ttl: float | None = None  # seconds; a new TTL for the worker, or None to leave it
     tagging: bool = True  # False for a client that only asks or commands; it counts as nobody
     token: str = ""  # as in Adopt
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Welcome:
-    """The worker's answer to Hello."""
-
-    version: int = VERSION
-    name: str
-    model: str
-    fingerprint: str  # sha256 of the bundle's manifest
-    runner: str
-    device: str
-    state: str
-    pid: int  # in the worker's own PID namespace
-    credits: int  # images that may be unanswered
-    readable: bool  # whether the probe descriptor arrived and could be read
-    shared: bool = True  # False for a worker that ends with its client, as no other one can use it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """The model is loaded now; sent to clients whose Welcome said `starting`."""
-
-    device: str
+    wanted: Wanted | None = None  # for all images
+    keep_alive: KeepAlive | None = None
+    costs: Costs | None = None  # averages that the client knows of such workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,18 +195,18 @@ class Images:
     """Images to label; one descriptor for each id, in the same order."""
 
     ids: list[int]
+    options: list[ImageOptions] = field(default_factory=list)  # none, or one for each id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
-    """Answers, in any order.
+class Cancel:
+    """Images whose labels are not wanted any more.
 
-    Each item is ``{"id", "width", "height", "labels": [{"label", "score", "id", "broader"}, …]}``,
-    a label with "synonyms" where it has any, and the item with ``"warning": {"code", "message"}``
-    where its data were damaged; or ``{"id", "error": {"code", "message"}}``.
+    Each is answered all the same: those that nobody has begun with as `Cancelled`, at once, the
+    others as they turn out. Ids of images that are answered already are ignored.
     """
 
-    items: list[dict[str, Any]]
+    ids: list[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,23 +217,70 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRequest:
+    """Asks for Status."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsRequest:
+    """Asks for the last log lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Drain, then exit. With `if_idle` the worker declines while it has clients or work."""
+
+    if_idle: bool = False
+
+
+# ---------------------------------------------------------------- messages to a client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The worker's answer to Hello."""
+
+    version: int = VERSION
+    name: str
+    model: str = ""
+    fingerprint: str = ""  # sha256 of the bundle's manifest
+    runner: str  # who started it, and can end it
+    device: str = ""
+    state: str = ""
+    pid: int = 0  # in the worker's own PID namespace
+    credits: int = 1  # images that may be unanswered
+    readable: bool = False  # whether the probe descriptor arrived and could be read
+    shared: bool = True  # False for a worker that ends with its client, as no other one can use it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The model is loaded now; sent to clients whose Welcome said `starting`."""
+
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Answers, in any order."""
+
+    items: list[Result] = field(metadata=read_by(read_results))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The trailer: the worker has answered `count` images on this connection."""
 
     count: int
+    costs: Costs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fatal:
     """The worker cannot serve this connection; it closes it after this frame."""
 
-    code: str  # a FatalCode
+    code: str  # a FatalCode, or one that later workers have
     message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusRequest:
-    """Asks for Status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,25 +288,22 @@ class Status:
     """What `wuwan ps` shows. Durations in seconds, memory in bytes."""
 
     name: str
-    model: str
-    runner: str
-    device: str
-    state: str
-    pid: int
-    clients: int
-    images_done: int
-    queued: int
-    idle_for: float | None  # None while it has work or a client
-    ttl: float
-    ttl_left: float | None
-    memory: int  # resident host memory
-    gpu_memory: int
-    uptime: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogsRequest:
-    """Asks for the last log lines."""
+    model: str = ""
+    runner: str = ""
+    device: str = ""
+    state: str = ""
+    pid: int = 0
+    clients: int = 0
+    images_done: int = 0
+    queued: int = 0
+    idle_for: float | None = None  # None while it has work or a client
+    ttl: float = 0.0
+    ttl_left: float | None = None
+    memory: int = 0  # resident host memory
+    gpu_memory: int = 0
+    uptime: float = 0.0
+    keep_alive: KeepAlive | None = None  # what it goes by
+    costs: Costs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,17 +314,13 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """Drain, then exit. With `if_idle` the worker declines while it has clients or work."""
-
-    if_idle: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping:
     """The answer to Stop."""
 
     accepted: bool
+
+
+# ---------------------------------------------------------------- launcher to container
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,90 +331,79 @@ class Adopt:
     shared: bool = True  # whether later runs of the launcher's user know it
 
 
-Message: TypeAlias = (
-    Hello
-    | Welcome
-    | Ready
-    | Images
-    | Results
-    | End
-    | Done
-    | Fatal
-    | StatusRequest
-    | Status
-    | LogsRequest
-    | Logs
-    | Stop
-    | Stopping
-    | Adopt
-)
+# ---------------------------------------------------------------- who reads what
 
+ToWorker: TypeAlias = Hello | Images | Cancel | End | StatusRequest | LogsRequest | Stop
+ToClient: TypeAlias = Welcome | Ready | Results | Done | Fatal | Status | Logs | Stopping
+Message: TypeAlias = ToWorker | ToClient | Adopt
 
-def _kinds(annotation: Any) -> tuple[type, ...]:
-    """The classes that a value of this annotation may have; int passes for float."""
-    if typing.get_origin(annotation) is types.UnionType:
-        return tuple(kind for part in typing.get_args(annotation) for kind in _kinds(part))
-    origin = typing.get_origin(annotation) or annotation
-    return (float, int) if origin is float else (origin,)
+M = TypeVar("M", bound=Message)
 
-
-def _element_kinds(annotation: Any) -> tuple[type, ...] | None:
-    arguments = typing.get_args(annotation)
-    return _kinds(arguments[0]) if typing.get_origin(annotation) is list else None
-
-
-# type name -> (class, {field: (classes of the value, classes of its elements if a list)})
-_SCHEMAS: dict[str, tuple[type, dict[str, tuple[tuple[type, ...], tuple[type, ...] | None]]]] = {
-    cls.__name__: (
-        cls,
-        {
-            name: (_kinds(hint), _element_kinds(hint))
-            for name, hint in typing.get_type_hints(cls).items()
-        },
-    )
-    for cls in typing.get_args(Message)
+# What every version says and reads in these, for ever: enough to prove who one is, and to ask and
+# command. Of another version nothing else is looked at.
+LASTING = {
+    "Hello": ("version", "client", "tagging", "token"),
+    "Welcome": ("version", "name", "runner", "pid"),
 }
 
 
-def _is(value: object, kinds: tuple[type, ...]) -> bool:
-    # bool is an int to Python, but not to this protocol.
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+class Side(Generic[M]):
+    """Who reads a stream, and so which messages may be in it."""
+
+    def __init__(self, name: str, kinds: tuple[type[M], ...]) -> None:
+        self.name = name
+        self.schemas: dict[str, Schema[M]] = {kind.__name__: Schema(kind) for kind in kinds}
+
+
+WORKER: Side[ToWorker] = Side("a worker", typing.get_args(ToWorker))
+CLIENT: Side[ToClient] = Side("a client", typing.get_args(ToClient))
+CONTAINER: Side[Adopt] = Side("a container that starts", (Adopt,))
+
+_TYPES = frozenset(name for side in (WORKER, CLIENT, CONTAINER) for name in side.schemas)
 
 
 def pack(message: Message) -> bytes:
     """The payload of `message`."""
-    payload = {name: getattr(message, name) for name in _SCHEMAS[type(message).__name__][1]}
+    payload = as_map(message)
     payload["type"] = type(message).__name__
-    return typing.cast("bytes", msgpack.packb(payload))
+    return typing.cast("bytes", msgpack.packb(payload, default=_as_map))
 
 
-def unpack(payload: bytes) -> Message:
-    """The message in a payload.
+def _as_map(value: object) -> dict[str, object]:
+    return result_map(value) if isinstance(value, Labelled | Failed | Cancelled) else as_map(value)
+
+
+def unpack(payload: bytes, side: Side[M]) -> M:
+    """The message in a payload that `side` has received.
 
     Raises:
-        ProtocolError: if it is not msgpack, of no known type, or a field is missing, unknown or
-            of the wrong kind.
+        ProtocolError: if it is not msgpack, of no type that is for this side, or a field is
+            missing or of the wrong kind.
     """
     try:
-        content = msgpack.unpackb(payload, max_array_len=MAX_ELEMENTS, max_map_len=MAX_ELEMENTS)
+        content = msgpack.unpackb(
+            payload, use_list=False, max_array_len=MAX_ELEMENTS, max_map_len=MAX_ELEMENTS
+        )
     except Exception as error:  # msgpack raises ValueError, TypeError and its own classes
         raise ProtocolError(f"payload is not msgpack: {error}") from None
     if not isinstance(content, dict):
         raise ProtocolError(f"payload is a {type(content).__name__}, not a map")
-    name = content.pop("type", None)
-    if not isinstance(name, str) or name not in _SCHEMAS:
+    name = content.get("type")
+    if not isinstance(name, str) or name not in _TYPES:
         raise ProtocolError(f"unknown message type {name!r:.80}")
-    cls, fields = _SCHEMAS[name]
-    if content.keys() != fields.keys():
-        odd = sorted(map(repr, content.keys() ^ fields.keys()))
-        raise ProtocolError(f"{name}: fields missing or unknown: {', '.join(odd)[:200]}")
-    for key, (kinds, element_kinds) in fields.items():
-        value = content[key]
-        if not _is(value, kinds):
-            raise ProtocolError(f"{name}.{key} is a {type(value).__name__}")
-        if element_kinds and not all(_is(element, element_kinds) for element in value):
-            raise ProtocolError(f"{name}.{key} has an element of the wrong kind")
-    return typing.cast("Message", cls(**content))
+    if (schema := side.schemas.get(name)) is None:
+        raise ProtocolError(f"{name} is not for {side.name}")
+    try:
+        if name in LASTING and _other_version(content):
+            return schema.salvage(content, LASTING[name])
+        return schema.read(content)
+    except KindError as error:
+        raise ProtocolError(str(error)) from None
+
+
+def _other_version(content: dict[str, Any]) -> bool:
+    version = content.get("version", VERSION)
+    return type(version) is int and version != VERSION
 
 
 def encode(message: Message, descriptors: int = 0) -> bytes:
@@ -357,10 +421,10 @@ def encode(message: Message, descriptors: int = 0) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Generic[M]):
     """One received message with its descriptors, which the receiver now owns."""
 
-    message: Message
+    message: M
     descriptors: tuple[int, ...] = ()
 
     def close(self) -> None:
@@ -376,27 +440,31 @@ def close_all(descriptors: Iterable[int]) -> None:
 
 
 @dataclass(slots=True)
-class FrameDecoder:
-    """Turns a stream of bytes and descriptors into frames, however the stream was split.
+class FrameDecoder(Generic[M]):
+    """Turns the stream of bytes and descriptors that a side receives into frames.
+
+    However the stream was split.
 
     After a ProtocolError the decoder has closed the descriptors that it held and is unusable.
     """
 
+    side: Side[M]
     max_payload: int = MAX_PAYLOAD
     max_descriptors: int = MAX_DESCRIPTORS
     _buffer: bytearray = field(default_factory=bytearray)
     _descriptors: deque[int] = field(default_factory=deque)
 
-    def feed(self, data: bytes, descriptors: Sequence[int] = ()) -> list[Frame]:
+    def feed(self, data: bytes, descriptors: Sequence[int] = ()) -> list[Frame[M]]:
         """The frames that are complete now.
 
         Raises:
-            ProtocolError: on a wrong magic, an excessive length, fewer descriptors than a frame
-                declares, or descriptors that no frame declared.
+            ProtocolError: on a wrong magic, an excessive length, a message that is not for this
+                side, fewer descriptors than a frame declares, or descriptors that no frame
+                declared.
         """
         self._buffer += data
         self._descriptors.extend(descriptors)
-        frames: list[Frame] = []
+        frames: list[Frame[M]] = []
         try:
             while (frame := self._next()) is not None:
                 frames.append(frame)
@@ -413,7 +481,7 @@ class FrameDecoder:
             raise
         return frames
 
-    def _next(self) -> Frame | None:
+    def _next(self) -> Frame[M] | None:
         if len(self._buffer) < HEADER.size:
             # Garbage is refused at its first wrong byte: a peer that sends less than a header
             # and then waits must not look like a slow one.
@@ -434,7 +502,7 @@ class FrameDecoder:
             raise DescriptorError(
                 f"the frame declares {count} descriptors, {len(self._descriptors)} came"
             )
-        message = unpack(bytes(self._buffer[HEADER.size : end]))
+        message = unpack(bytes(self._buffer[HEADER.size : end]), self.side)
         del self._buffer[:end]
         return Frame(message, tuple(self._descriptors.popleft() for _ in range(count)))
 

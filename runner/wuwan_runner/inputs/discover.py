@@ -6,17 +6,16 @@ import fnmatch
 import os
 import re
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from wuwan_runner.inputs.files import Found, failure_of
 from wuwan_runner.inputs.survey import Survey, may_be_directory
-from wuwan_runner.records import ItemFailure
-from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from wuwan_runner.options import Selection
+    from wuwan_runner.records import ItemFailure
 
 # The extensions of the formats that the worker decodes. Explicitly named files are always taken.
 EXTENSIONS = frozenset(
@@ -24,14 +23,6 @@ EXTENSIONS = frozenset(
     ".heic .heif .hif .avif".split()
 )
 _DIGITS = re.compile(r"(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An input: a path to tag, or one that is known to fail."""
-
-    path: str
-    failure: ItemFailure | None = None
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -51,11 +42,9 @@ class _Entry(NamedTuple):
 
 
 def discover(
-    paths: Iterable[str | None], selection: Selection, survey: Survey | None = None
-) -> Iterator[Found | None]:
+    paths: Iterable[str], selection: Selection, survey: Survey | None = None
+) -> Iterator[Found]:
     """The images under `paths`, in the order of `paths`, directories in natural order.
-
-    None among the paths stands for "nothing at the moment", and is passed on.
 
     A directory is read when its turn comes, so a huge tree costs one directory's names at a time.
     Symbolic links are followed, but to a directory only once, and never to one above itself.
@@ -71,13 +60,10 @@ def discover(
     """
     survey = Survey() if survey is None else survey
     for path in paths:
-        if path is None:
-            yield None
-            continue
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:
-            failure = _failure(error)
+            failure = failure_of(error)
             if may_be_directory(path):
                 survey.miss(f"{path}: {failure.message}")
             yield Found(path, failure)
@@ -140,7 +126,7 @@ def _walk(
             try:
                 status = os.stat(path)
             except OSError as error:
-                yield Found(path, _failure(error))
+                yield Found(path, failure_of(error))
                 continue
             identity = (status.st_dev, status.st_ino)
             # Directories with links to each other would have as many paths as there are orders.
@@ -160,7 +146,7 @@ def _listing(directory: str) -> Iterator[_Entry]:
             for entry in entries:
                 found.append(_look_at(entry))  # noqa: PERF401  # those before a failure count
     except OSError as error:
-        failure = _failure(error)
+        failure = failure_of(error)
     found.sort(key=lambda entry: natural_key(entry.name))
     yield from found
     if failure is not None:
@@ -174,7 +160,7 @@ def _look_at(entry: os.DirEntry[str]) -> _Entry:
         if is_link and not is_directory:
             entry.stat()  # `is_dir` is silent about links to nothing; else this is known already
     except OSError as error:
-        return _Entry(entry.name, failure=_failure(error))
+        return _Entry(entry.name, failure=failure_of(error))
     return _Entry(entry.name, is_directory, is_link)
 
 
@@ -194,53 +180,3 @@ def _matches(path: str, name: str, root: str, patterns: tuple[str, ...]) -> bool
         fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(relative, pattern.rstrip("/"))
         for pattern in patterns
     )
-
-
-class OpenError(Exception):
-    """A path cannot be passed to a worker."""
-
-    def __init__(self, failure: ItemFailure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
-def open_image(path: str) -> int:
-    """Open a regular file for reading; the caller closes the descriptor.
-
-    The type is looked at before the file is opened, because opening a FIFO waits and opening a
-    device may do anything, and once more after, because it may have been swapped in between.
-
-    Raises:
-        OpenError: with the failure for the record.
-    """
-    try:
-        _require_regular(os.stat(path))
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except (OSError, ValueError) as error:
-        raise OpenError(_failure(error)) from None
-    try:
-        _require_regular(os.fstat(descriptor))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _require_regular(status: os.stat_result) -> None:
-    if stat.S_ISREG(status.st_mode):
-        return
-    kinds = {
-        stat.S_IFDIR: "a directory",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    kind = kinds.get(stat.S_IFMT(status.st_mode), "of an unknown kind")
-    raise OpenError(ItemFailure(ErrorCode.UNREADABLE, f"not a regular file but {kind}"))
-
-
-def _failure(error: OSError | ValueError) -> ItemFailure:
-    # ValueError: a path with a NUL byte, from a list
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return ItemFailure(ErrorCode.UNREADABLE, reason or str(error))

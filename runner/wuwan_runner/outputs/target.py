@@ -7,29 +7,25 @@ it has to be ours by its content; and that it can be replaced is better known be
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from typing import TYPE_CHECKING
 
-from wuwan_runner.errors import UsageError, WuwanError
+from wuwan_runner.errors import UsageError
 from wuwan_runner.inputs.discover import EXTENSIONS
+from wuwan_runner.outputs.atomic import PARTIAL
+from wuwan_runner.outputs.base import OutputError, TargetError
+from wuwan_runner.outputs.jsonl import BEGINNING, is_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PARTIAL = ".partial"
 # Endings of formats that records are not in. Whoever names one expects it.
 _OTHER_FORMATS = EXTENSIONS | frozenset(
     ".csv .tsv .db .sqlite .sqlite3 .xls .xlsx .ods .parquet .arrow .xml .yaml .yml .html .pdf "
     ".gz .zst .xz .bz2 .zip .tar".split()
 )
 _LONGEST = 1 << 24  # bytes of a first line; one with all of 10,000 labels has 2 MB
-_BEGINNING = b'{"v":'
-
-
-class OutputError(WuwanError):
-    """Records cannot be written."""
 
 
 def check(target: str, named: Callable[[os.stat_result], str | None]) -> None:
@@ -45,8 +41,8 @@ def check(target: str, named: Callable[[os.stat_result], str | None]) -> None:
     """
     ending = os.path.splitext(target)[1].lower()
     if ending in _OTHER_FORMATS:
-        raise UsageError(
-            f"--output {target}: records are JSON Lines, and cannot be written as {ending}",
+        raise TargetError(
+            f"{target}: records are JSON Lines, and cannot be written as {ending}",
             hint="name it .jsonl; the README shows how records get into other formats",
         )
     path = os.path.realpath(target)
@@ -56,8 +52,8 @@ def check(target: str, named: Callable[[os.stat_result], str | None]) -> None:
         except OSError:
             continue
         if name := named(status):
-            raise UsageError(
-                f"--output {target} would overwrite {name}, which is an input",
+            raise TargetError(
+                f"{target} would overwrite {name}, which is an input",
                 hint="choose another name",
             )
     require_records(path)
@@ -80,7 +76,7 @@ def require_records(path: str) -> None:
         raise UsageError(
             f"{path} is there, and cannot be read: {error.strerror}", hint="choose another name"
         ) from None
-    if line and not _is_record(line):
+    if line and not is_record(line):
         raise UsageError(
             f"{path} is there, and holds something else than records",
             hint="choose another name, or remove it",
@@ -91,16 +87,8 @@ def is_partial(descriptor: int) -> bool:
     """Whether that file is one that a run may have left: records, of which the first may be cut."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return False
-    beginning = os.pread(descriptor, len(_BEGINNING), 0)
-    return _BEGINNING.startswith(beginning)
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(record, dict) and isinstance(record.get("v"), int) and "path" in record
+    beginning = os.pread(descriptor, len(BEGINNING), 0)
+    return BEGINNING.startswith(beginning)
 
 
 def _obstacle(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from contextlib import contextmanager
@@ -14,13 +13,14 @@ from wuwan_runner.containers import container, daemon
 from wuwan_runner.errors import UsageError, WorkerUnavailableError
 from wuwan_runner.wire import address, control
 from wuwan_runner.wire.control import Control, GoneError, NoAnswerError
+from wuwan_worker.shared.protocol import Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wuwan_runner.options import Timeouts
     from wuwan_runner.wire.address import Address
-    from wuwan_worker.shared.protocol import Status, Welcome
+    from wuwan_worker.shared.protocol import Status
 
 
 # Each of them takes a Docker client and two threads more.
@@ -35,6 +35,14 @@ class RunningWorker:
     address: Address | None  # None: in a container, through the exec channel
     status: Status | None
     problem: str = ""
+    welcome: Welcome | None = None  # what it has said of itself, if anything
+
+    @property
+    def known(self) -> Welcome | None:
+        """Who it is, for its launcher: by what it has said, or by its container's name."""
+        if self.welcome is None and self.address is None:
+            return Welcome(name=self.name, runner="docker")
+        return self.welcome
 
     @contextmanager
     def control(self, timeouts: Timeouts) -> Iterator[Control]:
@@ -57,7 +65,11 @@ def members(timeouts: Timeouts) -> list[RunningWorker]:
     """
     found = [
         RunningWorker(
-            seen.status.name if seen.status else "?", seen.address, seen.status, seen.problem
+            seen.welcome.name if seen.welcome else "?",
+            seen.address,
+            seen.status,
+            seen.problem,
+            seen.welcome,
         )
         for seen in control.survey(timeouts.control)
     ]
@@ -72,7 +84,7 @@ def members(timeouts: Timeouts) -> list[RunningWorker]:
 def _ask(name: str, timeouts: Timeouts) -> RunningWorker | None:
     try:
         with RunningWorker(name, None, None).control(timeouts) as connection:
-            return RunningWorker(name, None, connection.status())
+            return RunningWorker(name, None, connection.status(), welcome=connection.welcome)
     except GoneError:
         return None
     except NoAnswerError as error:
@@ -113,6 +125,9 @@ def named(name: str, timeouts: Timeouts) -> RunningWorker:
 def stop(member: RunningWorker, timeouts: Timeouts, drain: float) -> bool:
     """Have a worker drain and end; if it has not after `drain` seconds, end it by force.
 
+    By force also where it cannot be spoken to, because it hangs or speaks otherwise, as long as it
+    is known who it is.
+
     Returns:
         Whether it ended by itself.
 
@@ -121,16 +136,23 @@ def stop(member: RunningWorker, timeouts: Timeouts, drain: float) -> bool:
     """
     deadline = time.monotonic() + drain
     welcome: Welcome | None = None
-    with contextlib.suppress(NoAnswerError), member.control(timeouts) as connection:
-        welcome = connection.welcome
-        connection.stop()
-        if connection.wait_for_end(max(0.0, deadline - time.monotonic())):
-            return True
+    gone = False
+    try:
+        with member.control(timeouts) as connection:
+            welcome = connection.welcome
+            connection.stop()
+            if connection.wait_for_end(max(0.0, deadline - time.monotonic())):
+                return True
+    except NoAnswerError as error:
+        gone = isinstance(error, GoneError)
     if welcome is None:
-        if member.address is None or member.address not in address.listed():
+        # A worker that drains has no address any more, so this says nothing once it has spoken.
+        if gone if member.address is None else member.address not in address.listed():
             return True  # it has ended meanwhile
+        welcome = member.known
+    if welcome is None or welcome.runner not in launchers.REGISTRY:
         raise WorkerUnavailableError(
-            f"worker {member.name} does not answer, not even with its name",
+            f"worker {member.name} does not answer, or not with a name and a runner that are known",
             hint="`docker ps` and `ps` show it; remove it by hand",
         )
     launchers.get(welcome.runner).kill(welcome, timeouts)

@@ -1,8 +1,8 @@
 """One run: images go out to workers, answers come back, records leave in input order.
 
-A single thread does it all, waiting on the workers' sockets. What is under way is bounded: each
-worker has at most its credits, and no input is taken up that is more than `WINDOW`, or twice the
-credits, ahead of the first one without a record. So memory is flat, and a consumer that stops
+A single thread does it all, waiting on the workers' sockets and on the inputs that others open for
+it. What is under way is bounded: each worker has at most its credits, and no input is taken up that
+is too far ahead of the first one without a record. So memory is flat, and a consumer that stops
 reading stops the run.
 
 When a worker is lost, its unanswered images go to another one. Images that have lost two workers
@@ -17,70 +17,65 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import time
 from collections import deque
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
-from wuwan_runner.errors import (
-    EndedByHandError,
-    NoSharedFilesError,
-    UsageError,
-    WorkerUnavailableError,
-)
-from wuwan_runner.inputs.discover import OpenError, open_image
-from wuwan_runner.records import ItemFailure, Record, from_item
-from wuwan_runner.run import known_picture
-from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
+from wuwan_runner.errors import NoSharedFilesError, UsageError, WorkerUnavailableError
+from wuwan_runner.inputs.base import Item
+from wuwan_runner.inputs.prefetch import SLOW, Prefetch
+from wuwan_runner.records import ItemFailure, Record, from_result
+from wuwan_runner.run import blame
+from wuwan_runner.run.blame import Cause, Loss, Standing, Verdict
+from wuwan_runner.run.known_picture import KnownPicture
+from wuwan_runner.run.outcome import Outcome
+from wuwan_runner.run.window import Window
+from wuwan_runner.wire.connection import Connection, ConnectionLostError
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
-    Adopt,
+    Cancelled,
     Done,
     End,
     ErrorCode,
     Fatal,
     FatalCode,
-    Hello,
-    Images,
+    Labelled,
     Logs,
-    LogsRequest,
-    Message,
     Ready,
+    Result,
     Results,
     Status,
-    StatusRequest,
-    Stop,
     Stopping,
+    ToClient,
     Welcome,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from wuwan_runner.inputs.discover import Found
+    from wuwan_runner.inputs.base import Input
+    from wuwan_runner.inputs.prefetch import Fetched
     from wuwan_runner.options import TagOptions
     from wuwan_runner.pool.base import WorkerPool
+    from wuwan_worker.shared.results import Extras
 
-WINDOW = 512
-# Workers lost with an image before it is suspected of being the cause.
-QUARANTINE_AFTER = 2
-# Images that may be blamed for a worker's death on the strength of one label. Then it has to be
-# seen again that workers label anything: if the GPU is lost, every image would be a culprit.
-TRUST = 10
+# Images that are open and not sent, for all workers together. Each takes a descriptor, of which a
+# process has 1,024 by default.
+MAX_OPEN = 64
 # A warm worker may end between our connecting and its accepting; each time another is found or
 # started. More often than this in a row is no coincidence.
 MAX_RACES = 100
-# Seconds until a source that had nothing is asked again.
-_POLL = 0.02
 _NOT_SHARED = (
     "the worker ends with this run: users cannot be told apart where it is, and there is no secret "
     "that other runs know (`wuwan doctor`: state directory)"
 )
+_PROOF = -1  # no input has this number
 _TRAILER = 5.0  # seconds to wait for Done, when every image is answered already
 _MAX_WAIT = 3600.0  # seconds; deadlines may be anything, what epoll takes has a limit (2^31 ms)
-_PROOF = -1  # no input has this number
 
 
 class Dispatch:
@@ -88,56 +83,56 @@ class Dispatch:
 
     def __init__(
         self,
-        found: Iterator[Found | None],
+        source: Iterator[Input],
         pool_factory: Callable[[bool], WorkerPool],
         options: TagOptions,
     ) -> None:
         """
         Args:
-            found: the inputs.
+            source: the inputs; iterated in another thread.
             pool_factory: asked when the first image is there; and once more, with True, if
                 descriptors turn out not to reach the workers.
             options: of the run.
         """
-        self._found = found
         self._pool_factory = pool_factory
         self._options = options
         self._model = os.path.basename(options.spec.model)  # the worker knows better
+        self._window = Window()
+        self._prefetch = Prefetch(source, timeout=options.timeouts.open)
         self._selector = selectors.DefaultSelector()
+        self._selector.register(self._prefetch, selectors.EVENT_READ)
         self._connections: list[Connection] = []
-        self._exhausted = False
-        self._starved = False  # the source has nothing at the moment
-        self._next = 0  # the next input's number
-        self._emitted = 0
-        self._records: dict[int, Record] = {}
-        self._opened: deque[tuple[Item, int]] = deque()  # opened, not sent
-        self._again: deque[Item] = deque()  # to be sent once more
+        self._opened: deque[tuple[Item, int]] = deque()  # with the descriptor; not sent
         self._quarantine: deque[Item] = deque()
+        self._examined: Item | None = None  # of those, the one that is being opened, or is open
+        self._isolated: int | None = None  # its descriptor, until it is sent
         self._index_offset = 0
         self._over_exec = False
-        self._losses = 0  # workers lost since an image was labelled, or found to be the cause
-        self._trust = 0  # images that may be blamed before the next label
-        self._proof = Item(_PROOF, "")  # an image that is known to be good
+        self._standing = Standing()
+        self._proof = Item(_PROOF, KnownPicture())
         self._careful = False  # a worker was lost with images
+        self._holding = False  # images are held back until a batch is full, for a moment
         self._races = 0
         self._racing_since = 0.0
 
-    def run(self) -> Generator[list[Record], None, None]:
-        """Records in input order, as many at a time as are ready.
+    def run(self) -> Generator[list[Outcome], None, None]:
+        """Outcomes in input order, as many at a time as are ready.
 
         Raises:
             WorkerUnavailableError: if no worker can be had, or none that lives.
+            StalledError: if inputs cannot be opened any more.
+            Exception: what the source raises.
         """
         try:
             while True:
-                # One more than a batch tells whether there is more to do than that.
-                self._open_some(self._options.batch_size + 1)
-                if batch := self._take_ready():
+                self._fetch()
+                if batch := self._window.take():
                     yield batch
-                elif self._exhausted and self._emitted == self._next:
+                elif self._prefetch.exhausted and self._window.emitted == self._prefetch.count:
                     break
                 else:
                     self._ensure_workers()
+                    self._holding = False
                     for connection in list(self._connections):
                         self._fill(connection)
                     self._wait()
@@ -166,47 +161,27 @@ class Dispatch:
 
     # ------------------------------------------------------------ inputs and records
 
-    def _open_some(self, count: int) -> None:
-        """Have up to `count` images open, from those to be sent again and then from the inputs."""
-        while len(self._opened) < count:
-            if self._again:
-                item = self._again.popleft()
-            elif self._exhausted or self._next - self._emitted >= self._window:
-                return
-            else:
-                try:
-                    found = next(self._found)
-                except StopIteration:
-                    self._exhausted = True
-                    return
-                self._starved = found is None
-                if found is None:
-                    return
-                item = Item(self._next, found.path)
-                self._next += 1
-                if found.failure is not None:
-                    self._fail(item, found.failure)
-                    continue
-            try:
-                self._opened.append((item, open_image(item.path)))
-            except OpenError as error:
-                self._fail(item, error.failure)
+    def _fetch(self) -> None:
+        """Take what has been opened."""
+        while (fetched := self._prefetch.take()) is not None:
+            self._fetched(fetched)
 
-    @property
-    def _window(self) -> int:
-        """How many inputs may be taken up ahead of the first one without a record."""
-        credits_ = sum(c.welcome.credits for c in self._connections if c.welcome is not None)
-        return max(WINDOW, 2 * credits_)
+    def _fetched(self, fetched: Fetched) -> None:
+        item, result = fetched.item, fetched.result
+        if isinstance(result, ItemFailure):
+            if item is self._examined:
+                self._examined = None
+            self._fail(item, result)
+            return
+        item.stat = result.stat
+        if item is self._examined:
+            self._isolated = result.descriptor
+        else:
+            self._opened.append((item, result.descriptor))
 
     def _fail(self, item: Item, failure: ItemFailure) -> None:
-        self._records[item.seq] = Record(path=item.path, model=self._model, error=failure)
-
-    def _take_ready(self) -> list[Record]:
-        batch = []
-        while (record := self._records.pop(self._emitted, None)) is not None:
-            batch.append(record)
-            self._emitted += 1
-        return batch
+        record = Record(path=item.path, model=self._model, error=failure)
+        self._window.put(item.number, Outcome(record, item.stat))
 
     # ------------------------------------------------------------ workers
 
@@ -219,12 +194,23 @@ class Dispatch:
         if self._opened:
             indices = {c.index for c in self._connections if not c.private}
             # One batch needs one worker; more are started once there is more to do.
-            busy = self._connections and self._next > self._options.batch_size
+            busy = self._connections and self._prefetch.count > self._options.batch_size
             for number in range(self._pool.count if busy else 1):
                 if number + self._index_offset not in indices:
                     self._add(self._acquire(number + self._index_offset))
-        if self._quarantine and not any(c.private for c in self._connections):
+        if self._in_quarantine and not any(c.private for c in self._connections):
             self._add(self._pool.acquire_private())
+
+    @property
+    def _in_quarantine(self) -> bool:
+        return bool(self._quarantine) or self._examined is not None
+
+    @property
+    def _short_of_workers(self) -> bool:
+        """Whether nobody is there for some work: a worker may be lost while it is given some."""
+        shared = any(not connection.private for connection in self._connections)
+        private = any(connection.private for connection in self._connections)
+        return bool(self._opened and not shared) or (self._in_quarantine and not private)
 
     def _acquire(self, index: int) -> Connection:
         while True:
@@ -259,47 +245,50 @@ class Dispatch:
                 # time that loading may take.
                 return
             size = self._options.batch_size
-            while (room := connection.room) > 0:
-                # Full batches while there are enough images; nobody waits for company.
-                if room < size and connection.outstanding:
-                    return
-                self._open_some(min(size, room))
-                if not self._opened:
-                    return
+            while (room := connection.room) > 0 and self._opened:
+                # Full batches while there are enough images, or will be at once; nobody waits for
+                # company longer than that.
+                if min(room, len(self._opened)) < size:
+                    waits = room < size and connection.outstanding
+                    self._holding = self._prefetch.expects_more
+                    if waits or self._holding:
+                        return
                 count = min(size, room, len(self._opened))
                 connection.send_images([self._opened.popleft() for _ in range(count)])
         except ConnectionLostError as error:
             # What it said before it went comes first: it may have drained in good order.
             self._read(connection)
             if connection in self._connections:
-                self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
+                self._lost(connection, str(error), Cause.ENDED)
 
     def _fill_private(self, connection: Connection) -> None:
-        while connection.room > 0 and self._quarantine:
-            if not self._trust:
-                connection.send_images([(self._proof, known_picture.descriptor())])
-                return
-            item = self._quarantine.popleft()
-            try:
-                descriptor = open_image(item.path)
-            except OpenError as error:
-                self._fail(item, error.failure)
-                continue
-            connection.send_images([(item, descriptor)])
-        if connection.ready and not self._quarantine and not connection.outstanding:
+        if connection.room > 0:
+            if not self._standing.trust:
+                connection.send_images([(self._proof, self._proof.input.open().descriptor)])
+            elif self._examined is not None and self._isolated is not None:
+                item, descriptor = self._examined, self._isolated
+                self._examined = self._isolated = None
+                connection.send_images([(item, descriptor)])
+            elif self._examined is None and self._quarantine:
+                self._examined = self._quarantine.popleft()
+                self._prefetch.again(self._examined)
+        if connection.ready and not self._in_quarantine and not connection.outstanding:
             self._remove(connection)
 
     def _wait(self) -> None:
-        """Wait for a worker's answer, or for the first deadline."""
-        if self._emitted in self._records or not (self._connections or self._starved):
+        """Wait for an input, for a worker's answer, or for the first deadline."""
+        if self._window.ready or self._short_of_workers:
             return
+        self._window.fit(sum(c.welcome.credits for c in self._connections if c.welcome))
+        self._prefetch.allow(max(0, MAX_OPEN - len(self._opened)), self._window.limit)
         deadlines = [connection.deadline for connection in self._connections]
-        if self._starved:
-            deadlines.append(time.monotonic() + _POLL)
-        deadline = min(deadlines)
+        deadline = min([*deadlines, self._prefetch.deadline])
+        if self._holding:
+            deadline = min(deadline, time.monotonic() + SLOW)
         timeout = min(max(0.0, deadline - time.monotonic()), _MAX_WAIT)
         for key, _ in self._selector.select(timeout):
-            self._read(key.data)
+            if isinstance(key.data, Connection):
+                self._read(key.data)
         now = time.monotonic()
         for connection in list(self._connections):
             if connection.deadline <= now:
@@ -309,14 +298,14 @@ class Dispatch:
         try:
             messages = connection.receive()
         except ConnectionLostError as error:
-            self._lost(connection, str(error), ErrorCode.WORKER_CRASHED)
+            self._lost(connection, str(error), Cause.ENDED)
             return
         for message in messages:
             if connection not in self._connections:
                 return
             self._handle(connection, message)
 
-    def _handle(self, connection: Connection, message: Message) -> None:
+    def _handle(self, connection: Connection, message: ToClient) -> None:
         match message:
             case Welcome():
                 self._races = 0
@@ -335,35 +324,24 @@ class Dispatch:
                 self._drained(connection)
             case Fatal():
                 self._refused(connection, message)
-            case (
-                Hello()
-                | Images()
-                | End()
-                | StatusRequest()
-                | Status()
-                | LogsRequest()
-                | Logs()
-                | Stop()
-                | Stopping()
-                | Adopt()
-            ):
-                self._lost(connection, f"unexpected {type(message).__name__}", None)
+            case Status() | Logs() | Stopping():
+                self._lost(connection, f"unexpected {type(message).__name__}", Cause.NONSENSE)
             case _:
                 assert_never(message)
 
-    def _answered(self, connection: Connection, items: list[dict[str, Any]]) -> None:
-        for result in items:
-            item, _ = connection.outstanding.pop(result["id"], (None, 0.0))
-            if item is None:
-                self._lost(connection, "an answer to nothing that was asked", None)
+    def _answered(self, connection: Connection, results: list[Result]) -> None:
+        for result in results:
+            # Nothing is ever taken back.
+            if result.id not in connection.outstanding or isinstance(result, Cancelled):
+                self._lost(connection, "an answer to nothing that was asked", Cause.NONSENSE)
                 return
+            item, _ = connection.outstanding.pop(result.id)
             connection.answered += 1
-            record = from_item(item.path, self._model, result, strict=self._options.strict)
+            record = from_result(item.path, self._model, result, strict=self._options.strict)
             if record.error is None:
-                self._losses = 0
-                self._trust = TRUST
+                self._standing.labelled()
             if item is not self._proof:
-                self._records[item.seq] = record
+                self._window.put(item.number, Outcome(record, item.stat, _extras(result)))
             elif record.error is not None:
                 raise WorkerUnavailableError(
                     f"the worker cannot label any picture: {record.error.message}",
@@ -374,9 +352,15 @@ class Dispatch:
 
     def _drained(self, connection: Connection) -> None:
         """The worker ends in good order; what it has not answered goes elsewhere."""
-        waiting = self._quarantine if connection.private else self._again
-        waiting.extend(self._unanswered(connection))
+        self._elsewhere(connection, self._unanswered(connection))
         self._remove(connection)
+
+    def _elsewhere(self, connection: Connection, items: list[Item]) -> None:
+        if connection.private:
+            self._quarantine.extend(items)
+            return
+        for item in items:
+            self._prefetch.again(item)
 
     def _unanswered(self, connection: Connection) -> list[Item]:
         """What has to go elsewhere; the proof is no input, and made anew when it is wanted."""
@@ -388,7 +372,7 @@ class Dispatch:
             self._no_descriptors(connection, fatal.message)
             return
         if fatal.code == FatalCode.BACKEND:
-            self._lost(connection, fatal.message, ErrorCode.WORKER_CRASHED, told=True)
+            self._lost(connection, fatal.message, Cause.TOLD)
             return
         if fatal.code == FatalCode.FORBIDDEN and connection.started is None:
             # Of this user's, by its name's owner, but started where another secret is kept, or
@@ -407,11 +391,14 @@ class Dispatch:
 
     def _no_descriptors(self, connection: Connection, reason: str) -> None:
         """Go over to the exec channel: SELinux, gVisor or a virtual machine is in the way."""
+        self._drained(connection)
+        self._use_exec(reason)
+
+    def _use_exec(self, reason: str) -> None:
         if self._options.channel != "auto" or self._pool.launcher.name != "docker":
             raise WorkerUnavailableError(
                 f"images cannot be passed to the worker: {reason}", hint="wuwan doctor"
             )
-        self._drained(connection)
         if not self._over_exec:
             self._over_exec = True
             self._pool.notify(f"{reason}: passing images through docker exec, which is slower")
@@ -441,94 +428,81 @@ class Dispatch:
                 f"{name} did not come up within {self._options.timeouts.start:.0f} s",
                 hint="`wuwan doctor` checks what it needs",
             )
-        self._lost(connection, f"no answer for {quiet:.0f} s", ErrorCode.TIMEOUT)
+        self._lost(connection, f"no answer for {quiet:.0f} s", Cause.SILENT)
 
-    def _lost(
-        self,
-        connection: Connection,
-        reason: str,
-        code: ErrorCode | None,
-        *,
-        told: bool = False,
-    ) -> None:
-        """A worker is gone (or, without a code, of no use): see to its images.
-
-        Args:
-            connection: to that worker.
-            reason: what is known of it.
-            code: for the record of an image that is to blame.
-            told: whether the worker itself has given the reason, which is the best to know.
-        """
+    def _lost(self, connection: Connection, reason: str, cause: Cause) -> None:
+        """A worker is gone, or of no use: see to its images. `reason`: what was seen of it."""
         started = connection.started
-        if started is not None and isinstance(started.error, NoSharedFilesError):
-            self._no_descriptors(connection, str(started.error))
-            return
         self._remove(connection, release=False)
-        ending = (
-            started.report() if started is not None and code != ErrorCode.TIMEOUT else WorkerExit()
-        )
-        report = f"{reason}\n{ending.log}".strip() if told else str(ending)
+        ending = WorkerExit()
         if started is not None:
+            if cause is not Cause.SILENT and not isinstance(started.error, NoSharedFilesError):
+                ending = started.report()
             started.release()
-            if isinstance(started.error, EndedByHandError):
-                self._count_race()
-                return
-            if started.error is not None:
-                raise started.error
-        ended = not ending.reason or ending.in_order or ending.by_hand
-        ended = ended and code != ErrorCode.TIMEOUT
-        if connection.welcome is None:
-            if started is None or started.warm or ended:
-                # The end of its TTL, or somebody stops it; another one will be found or started.
-                self._count_race(report or reason)
-                return
-            raise WorkerUnavailableError(
-                f"the worker ended before it was up: {report or reason}",
-                hint="`wuwan doctor` checks what it needs",
-            )
         items = self._unanswered(connection)
-        started_here = started is not None and not started.warm
-        loading = (
-            not connection.ready
-            and not connection.outstanding
-            and (connection.private or started_here)
+        loss = Loss(
+            cause=cause,
+            exit=ending,
+            start_error=started.error if started is not None else None,
+            started_here=started is not None and not started.warm,
+            welcomed=connection.welcome is not None,
+            ready=connection.ready,
+            private=connection.private,
+            answered=connection.answered,
+            outstanding=len(connection.outstanding),
+            images=len(items),
         )
-        if loading and not ended:
-            raise WorkerUnavailableError(
-                f"the worker ended while it loaded the model: {report or reason}",
-                hint="it may need more memory: see --memory",
-            )
+        # What the worker itself has said is the best to know.
+        report = f"{reason}\n{ending.log}".strip() if cause is Cause.TOLD else str(ending)
+        self._settle(connection, items, loss, report or reason)
+
+    def _settle(self, connection: Connection, items: list[Item], loss: Loss, report: str) -> None:
+        """Do what `blame` says of a lost worker, whose images these are."""
+        verdict = blame.decide(loss)
+        match verdict:
+            case Verdict.USE_EXEC:
+                self._use_exec(str(loss.start_error))
+                self._elsewhere(connection, items)
+                return
+            case Verdict.START_FAILED if loss.start_error is not None:
+                raise loss.start_error
+            case Verdict.LOOK_AGAIN:
+                self._count_race("" if loss.start_error is not None else report)
+                return
+            case Verdict.NOT_UP:
+                raise WorkerUnavailableError(
+                    f"the worker ended before it was up: {report}",
+                    hint="`wuwan doctor` checks what it needs",
+                )
+            case Verdict.NOT_LOADED:
+                raise WorkerUnavailableError(
+                    f"the worker ended while it loaded the model: {report}",
+                    hint="it may need more memory: see --memory",
+                )
         self._careful = self._careful or bool(items)
-        name = connection.welcome.name
-        if code != ErrorCode.TIMEOUT:
-            self._pool.notify(f"{name} was lost ({_first_line(report) or reason})")
-        # There is proof against an image that was a private worker's first, unless somebody ended
-        # the worker. One that hangs needs no such proof: it is the only one that has no answer.
-        first = not connection.answered or code == ErrorCode.TIMEOUT
-        if connection.private and items and first and not ending.by_hand:
+        if loss.cause is not Cause.SILENT:  # then it was said before it was killed
+            name = connection.welcome.name if connection.welcome else "the worker"
+            self._pool.notify(f"{name} was lost ({_first_line(report)})")
+        if verdict is Verdict.CULPRIT:
             (culprit,) = items
-            message = f"the worker died on this image: {_first_line(report) or reason}"
-            if code == ErrorCode.TIMEOUT:
-                message = f"the worker hung on this image: {reason}"
-            self._fail(culprit, ItemFailure(code or ErrorCode.WORKER_CRASHED, message))
-            self._losses = 0  # that is progress
-            self._trust -= 1
+            self._fail(culprit, _failure(loss.cause, report))
+            self._standing.blamed()
             return
-        self._losses += 1
-        if self._losses > self._options.max_restarts:
+        self._standing.lost()
+        if self._standing.losses > self._options.max_restarts:
             raise WorkerUnavailableError(
-                f"{self._losses} workers were lost without one image labelled; the last: "
-                f"{report or reason}",
+                f"{self._standing.losses} workers were lost without one image labelled; the last: "
+                f"{report}",
                 hint="`wuwan doctor` checks what a worker needs",
             )
         for item in items:
-            item.attempts += not ending.by_hand  # then it is not the image's fault
+            item.attempts += verdict is Verdict.SUSPECT
             if connection.private:
                 self._quarantine.appendleft(item)  # now it will be the first
-            elif item.attempts >= QUARANTINE_AFTER:
+            elif item.attempts >= blame.QUARANTINE_AFTER:
                 self._quarantine.append(item)
             else:
-                self._again.append(item)
+                self._prefetch.again(item)
 
     def _remove(self, connection: Connection, *, release: bool = True) -> None:
         self._connections.remove(connection)
@@ -548,8 +522,11 @@ class Dispatch:
             with contextlib.suppress(ConnectionLostError):  # every image is answered already
                 connection.send(End(count=connection.answered))
                 deadline = time.monotonic() + _TRAILER
-                while time.monotonic() < deadline:
-                    self._selector.select(deadline - time.monotonic())
+                readable = select.poll()  # of this one alone: another's words are not waited for
+                readable.register(connection.sock, select.POLLIN)
+                while (left := deadline - time.monotonic()) > 0:
+                    if not readable.poll(left * 1000):
+                        break
                     done = [m for m in connection.receive() if isinstance(m, Done)]
                     if done:
                         if done[0].count != connection.answered:
@@ -561,11 +538,27 @@ class Dispatch:
                         break
 
     def _close(self) -> None:
+        self._prefetch.close()
         protocol.close_all(descriptor for _, descriptor in self._opened)
         self._opened.clear()
+        if self._isolated is not None:
+            protocol.close_all([self._isolated])
+            self._isolated = None
         for connection in list(self._connections):
             self._remove(connection)
         self._selector.close()
+
+
+def _extras(result: Result) -> Extras | None:
+    return result.extras if isinstance(result, Labelled) else None
+
+
+def _failure(cause: Cause, report: str) -> ItemFailure:
+    """For the record of an image that is to blame."""
+    if cause is Cause.SILENT:
+        return ItemFailure(ErrorCode.TIMEOUT, f"the worker hung on this image: {report}")
+    message = f"the worker died on this image: {_first_line(report)}"
+    return ItemFailure(ErrorCode.WORKER_CRASHED, message)
 
 
 def _first_line(text: str) -> str:

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__
 from wuwan_worker.shared import protocol
-from wuwan_worker.shared.protocol import FrameDecoder, Hello, Images, Message, State, Welcome
+from wuwan_worker.shared.protocol import (
+    FrameDecoder,
+    Hello,
+    Images,
+    State,
+    ToClient,
+    ToWorker,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+    from wuwan_runner.inputs.base import Item
     from wuwan_runner.options import TagOptions, Timeouts
     from wuwan_runner.worker import StartedWorker
 
@@ -26,15 +35,6 @@ _RETRY_PAUSE = 0.005
 
 class ConnectionLostError(Exception):
     """The worker is gone, or has broken the protocol."""
-
-
-@dataclass(slots=True)
-class Item:
-    """One image on its way."""
-
-    seq: int  # its place among the inputs
-    path: str
-    attempts: int = 0  # workers that were lost with it
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +53,7 @@ class Connection:
     outstanding: dict[int, tuple[Item, float]] = field(default_factory=dict)  # by id; time sent
     last_activity: float = field(default_factory=time.monotonic)
     _ready_since: float = 0.0
-    _decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    _decoder: FrameDecoder[ToClient] = field(default_factory=lambda: FrameDecoder(protocol.CLIENT))
 
     def greet(self, options: TagOptions) -> None:
         """Send Hello."""
@@ -118,18 +118,18 @@ class Connection:
         now = time.monotonic()
         if not self.outstanding:
             self.last_activity = now
-        self.outstanding.update((item.seq, (item, now)) for item, _ in items)
+        self.outstanding.update((item.number, (item, now)) for item, _ in items)
         descriptors = [descriptor for _, descriptor in items]
         try:
-            self._send(Images(ids=[item.seq for item, _ in items]), descriptors)
+            self._send(Images(ids=[item.number for item, _ in items]), descriptors)
         finally:
             protocol.close_all(descriptors)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: ToWorker) -> None:
         """Send a message without descriptors. Raises ConnectionLostError."""
         self._send(message, ())
 
-    def _send(self, message: Message, descriptors: Sequence[int]) -> None:
+    def _send(self, message: ToWorker, descriptors: Sequence[int]) -> None:
         deadline = time.monotonic() + self.timeouts.batch
         self.sock.settimeout(self.timeouts.batch)
         while True:
@@ -142,13 +142,13 @@ class Connection:
                 raise ConnectionLostError(f"sending to the worker failed: {error}") from None
             return
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[ToClient]:
         """All messages that have arrived; does not wait.
 
         Raises:
             ConnectionLostError: at the end of the stream, once everything before it has been taken.
         """
-        messages: list[Message] = []
+        messages: list[ToClient] = []
         self.sock.setblocking(False)
         try:
             while True:

@@ -17,11 +17,12 @@ from wuwan_worker.shared.protocol import (
     Hello,
     Logs,
     LogsRequest,
-    Message,
     Status,
     StatusRequest,
     Stop,
     Stopping,
+    ToClient,
+    ToWorker,
     Welcome,
 )
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from wuwan_runner.wire.address import Address
 
-Reply = TypeVar("Reply", bound=Message)
+Reply = TypeVar("Reply", bound=ToClient)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -69,7 +70,7 @@ class Control:
         self._sock = sock
         self._timeout = timeout
         self._until = until
-        self._decoder = FrameDecoder()
+        self._decoder = FrameDecoder(protocol.CLIENT)
         probe = protocol.probe_descriptor()
         try:
             name = f"wuwan {__version__} control (pid {os.getpid()})"
@@ -108,7 +109,7 @@ class Control:
         return False
 
     def _ask(
-        self, message: Message, kind: type[Reply], descriptors: list[int] | None = None
+        self, message: ToWorker, kind: type[Reply], descriptors: list[int] | None = None
     ) -> Reply:
         deadline = min(time.monotonic() + self._timeout, self._until)
         try:
@@ -151,6 +152,7 @@ class Seen:
     address: Address
     status: Status | None
     problem: str = ""
+    welcome: Welcome | None = None  # what it said before it fell silent
 
 
 def attach(target: Address, timeout: float, until: float = math.inf) -> Control:
@@ -169,13 +171,15 @@ def survey(timeout: float, without: Address | None = None) -> list[Seen]:
     """
 
     def look(target: Address) -> Seen | None:
+        welcome = None
         try:
             with attach(target, timeout, until=time.monotonic() + timeout) as control:
-                return Seen(target, control.status())
+                welcome = control.welcome
+                return Seen(target, control.status(), welcome=welcome)
         except GoneError:
             return None
         except NoAnswerError as error:
-            return Seen(target, None, str(error))
+            return Seen(target, None, str(error), welcome)
 
     targets = [target for target in address.listed() if target != without]
     return [seen for seen in side_by_side(look, targets) if seen is not None]

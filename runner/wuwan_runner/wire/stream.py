@@ -37,7 +37,7 @@ class ByteStream(Protocol):
 
 def inward(client: socket.socket, stream: ByteStream) -> None:
     """Client to worker, until either ends: frames, and the contents of their descriptors."""
-    decoder = FrameDecoder()
+    decoder = FrameDecoder(protocol.WORKER)
     try:
         while True:
             data, descriptors = protocol.receive(client)

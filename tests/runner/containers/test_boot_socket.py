@@ -123,7 +123,7 @@ class TestHandOver:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(20)
                 sock.connect(str(path))
-                (frame,) = FrameDecoder().feed(*protocol.receive(sock))
+                (frame,) = FrameDecoder(protocol.CONTAINER).feed(*protocol.receive(sock))
                 assert frame.message == ADOPT
                 (descriptor,) = frame.descriptors
                 adopted.append(socket.socket(fileno=descriptor))

@@ -18,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wuwan_runner.inputs import discover
-from wuwan_runner.inputs.discover import Found, OpenError, natural_key, open_image
+from wuwan_runner.inputs.base import OpenError
+from wuwan_runner.inputs.discover import natural_key
+from wuwan_runner.inputs.files import Found, open_file
 from wuwan_runner.options import Selection
 from wuwan_worker.shared.protocol import ErrorCode
 
@@ -227,7 +229,7 @@ def test_a_loop_of_links_is_one_failure(tmp_path: Path) -> None:
     message = "Too many levels of symbolic links"
     assert _failures(tmp_path) == {"a.jpg": message, "b.jpg": message, "c": message}
     with pytest.raises(OpenError, match="symbolic link"):
-        open_image(str(tmp_path / "a.jpg"))
+        open_file(str(tmp_path / "a.jpg"))
     (found,) = discover.discover([str(tmp_path / "c")], Selection())
     assert found is not None
     assert found.failure is not None
@@ -244,7 +246,7 @@ def test_a_link_to_nothing(tmp_path: Path, name: str) -> None:
     assert _failures(tmp_path) == {name: "No such file or directory"}
     assert _failures(tmp_path, exclude=(name,)) == {}
     with pytest.raises(OpenError, match="No such file"):
-        open_image(str(tmp_path / name))
+        open_file(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "a.CR3", "clip.mp4", "old.7z", ".album"])
@@ -346,7 +348,7 @@ def test_a_path_with_a_nul(tmp_path: Path) -> None:
     assert bad.failure.code == ErrorCode.UNREADABLE
     assert good.failure is None
     with pytest.raises(OpenError, match="null"):
-        open_image("a\0b.jpg")
+        open_file("a\0b.jpg")
 
 
 @pytest.mark.parametrize("path", ["", "x" * 5000, "/".join("x" * 3000)])
@@ -355,7 +357,7 @@ def test_impossible_paths(path: str) -> None:
     (found,) = discover.discover([path], Selection())
     assert found.failure is not None
     with pytest.raises(OpenError):
-        open_image(path)
+        open_file(path)
 
 
 def test_a_directory_that_cannot_be_read(public: Path) -> None:
@@ -381,7 +383,7 @@ def test_a_file_that_cannot_be_read(public: Path) -> None:
 
     def check() -> bool:
         try:
-            open_image(str(public / "a.jpg"))
+            open_file(str(public / "a.jpg"))
         except OpenError as error:
             return str(error) == "Permission denied"
         return False
@@ -398,7 +400,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     raw = {os.path.basename(os.fsencode(path)) for path in found}
     assert raw == {name, "照片.jpg".encode()}
     (path,) = [path for path in found if path.isascii() is False and "\udcff" in path]
-    descriptor = open_image(path)
+    descriptor = open_file(path).descriptor
     assert os.pread(descriptor, 64, 0) == b"content"
     os.close(descriptor)
 
@@ -470,10 +472,10 @@ def test_a_deep_tree(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- opening
 
 
-def test_open_image_gives_a_descriptor_to_read(tmp_path: Path) -> None:
+def test_open_file_gives_a_descriptor_to_read(tmp_path: Path) -> None:
     """A regular file is opened to be read only, and no child inherits it."""
     (tmp_path / "a.jpg").write_bytes(b"content")
-    descriptor = open_image(str(tmp_path / "a.jpg"))
+    descriptor = open_file(str(tmp_path / "a.jpg")).descriptor
     try:
         assert os.read(descriptor, 64) == b"content"
         assert not os.get_inheritable(descriptor)
@@ -483,7 +485,7 @@ def test_open_image_gives_a_descriptor_to_read(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def test_open_image_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
+def test_open_file_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
     """FIFOs, sockets, devices and directories are refused by name, without waiting for them."""
     before = len(os.listdir("/proc/self/fd"))
     os.mkfifo(tmp_path / "fifo.jpg")
@@ -496,7 +498,7 @@ def test_open_image_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
         (tmp_path, "a directory"),
     ]:
         with pytest.raises(OpenError) as caught:
-            open_image(str(path))
+            open_file(str(path))
         assert caught.value.failure.code == ErrorCode.UNREADABLE
         assert str(caught.value) == f"not a regular file but {kind}"
     assert _names(tmp_path) == ["fifo.jpg", "socket.jpg"]
@@ -509,7 +511,7 @@ def test_a_file_that_vanishes(tmp_path: Path) -> None:
     (found,) = discover.discover([str(tmp_path)], Selection())
     os.unlink(found.path)
     with pytest.raises(OpenError, match="No such file") as caught:
-        open_image(found.path)
+        open_file(found.path)
     assert caught.value.failure.code == ErrorCode.UNREADABLE
 
 

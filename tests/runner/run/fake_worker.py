@@ -16,13 +16,20 @@ from wuwan_runner.wire.connection import Connection
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import (
+    Cancelled,
     Done,
     End,
+    ErrorCode,
+    Failed,
+    Failure,
     FrameDecoder,
     Hello,
     Images,
-    Message,
+    Labelled,
+    LabelScore,
+    Result,
     Results,
+    ToClient,
     Welcome,
 )
 
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
     from wuwan_runner.options import TagOptions
 
 JOIN = 10.0
-LABEL = {"label": "无", "score": 1.0, "id": "none", "broader": []}
+LABEL = LabelScore("无", 1.0, "none")
 
 
 def welcome(**fields: Any) -> Welcome:
@@ -55,7 +62,8 @@ def welcome(**fields: Any) -> Welcome:
 class FakeWorker:
     """Answers each image as `act` says, which is asked with the image's content:
 
-    "label", "error", "die" (with all that it has not answered), "hang", "drain", "garbage".
+    "label", "error", "cancel" (unasked), "die" (with all that it has not answered), "hang",
+    "drain", "garbage".
     """
 
     def __init__(self, sock: socket.socket, act: Callable[[bytes], str], credits_: int) -> None:
@@ -91,7 +99,7 @@ class FakeWorker:
     # ------------------------------------------------------------ as a worker
 
     def _run(self) -> None:
-        decoder, answered = FrameDecoder(), 0
+        decoder, answered = FrameDecoder(protocol.WORKER), 0
         with contextlib.suppress(OSError), self._sock:
             while True:
                 data, descriptors = protocol.receive(self._sock)
@@ -117,12 +125,14 @@ class FakeWorker:
     def _answer(self, number: int, content: bytes, answered: int) -> bool:
         match self._act(content):
             case "label":
-                item = {"id": number, "width": 1, "height": 1, "labels": [LABEL]}
-                self._send(Results(items=[item]))
+                self._send_result(Labelled(id=number, width=1, height=1, labels=(LABEL,)))
                 return True
             case "error":
-                failure = {"code": "not_an_image", "message": "no image"}
-                self._send(Results(items=[{"id": number, "error": failure}]))
+                failure = Failure(ErrorCode.NOT_AN_IMAGE, "no image")
+                self._send_result(Failed(id=number, error=failure))
+                return True
+            case "cancel":
+                self._send_result(Cancelled(id=number))
                 return True
             case "hang":
                 self._killed.wait(JOIN)
@@ -132,7 +142,10 @@ class FakeWorker:
                 self._sock.sendall(b"garbage")
         return False
 
-    def _send(self, message: Message) -> None:
+    def _send_result(self, result: Result) -> None:
+        self._send(Results(items=[result]))
+
+    def _send(self, message: ToClient) -> None:
         self._sock.sendall(protocol.encode(message))
 
 

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.runner.run.fake_worker import welcome
+from wuwan_runner.inputs.base import Item
+from wuwan_runner.inputs.files import Found
 from wuwan_runner.options import TagOptions, Timeouts
-from wuwan_runner.wire.connection import Connection, ConnectionLostError, Item
+from wuwan_runner.wire.connection import Connection, ConnectionLostError
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import Done, FrameDecoder, Hello, Images, Ready, Results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from wuwan_worker.shared.protocol import Frame, ToWorker
 
 TIMEOUTS = Timeouts(start=60, batch=30, per_image=1)
 # The connection, and the worker's end of it.
@@ -39,12 +43,12 @@ private = pytest.mark.parametrize("pair", [True], indirect=True)
 
 def opened(*numbers: int) -> list[tuple[Item, int]]:
     """Images, each with a descriptor."""
-    return [(Item(number, f"{number}"), protocol.probe_descriptor()) for number in numbers]
+    return [(Item(number, Found(f"{number}")), protocol.probe_descriptor()) for number in numbers]
 
 
-def heard(peer: socket.socket) -> list[protocol.Frame]:
+def heard(peer: socket.socket) -> list[Frame[ToWorker]]:
     """What has come at the worker's end."""
-    return FrameDecoder().feed(*protocol.receive(peer))
+    return FrameDecoder(protocol.WORKER).feed(*protocol.receive(peer))
 
 
 def test_greeting(pair: Pair) -> None:
@@ -177,7 +181,7 @@ def test_a_worker_that_takes_nothing_does_not_hold_up_for_ever(pair: Pair) -> No
     """Sending has a deadline, too."""
     connection, _ = pair
     connection.timeouts = Timeouts(batch=0.2)
-    much = Results(items=[{"x": "x" * 10_000_000}])  # more than any socket's buffer
+    much = Hello(client="x" * 10_000_000)  # more than any socket's buffer
     begin = time.monotonic()
     with pytest.raises(ConnectionLostError, match="timed out"):
         connection.send(much)

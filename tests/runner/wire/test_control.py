@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 
 from wuwan_runner.containers import exec_channel
@@ -28,11 +29,12 @@ from wuwan_worker.shared.protocol import (
     FatalCode,
     FrameDecoder,
     Hello,
-    Message,
     Status,
     StatusRequest,
     Stop,
     Stopping,
+    ToClient,
+    ToWorker,
     Welcome,
 )
 
@@ -251,15 +253,15 @@ def test_the_end_of_the_way_there_is_no_workers_end(
 class Peer:
     """The worker's end of a connection: answers each message as a script says."""
 
-    def __init__(self, *script: list[Message] | bytes) -> None:
+    def __init__(self, *script: list[ToClient] | bytes) -> None:
         self.ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.heard: list[Message] = []
+        self.heard: list[ToWorker] = []
         self._script = script
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        decoder = FrameDecoder()
+        decoder = FrameDecoder(protocol.WORKER)
         with contextlib.suppress(OSError), self._theirs as sock:
             for answers in self._script:
                 while True:
@@ -288,7 +290,7 @@ class Peer:
 
 def test_asks_and_commands() -> None:
     """It greets as one that does not tag, and takes the answer to what it asked."""
-    script: list[list[Message]] = [[WELCOME], [STATUS], [Stopping(accepted=True)]]
+    script: list[list[ToClient]] = [[WELCOME], [STATUS], [Stopping(accepted=True)]]
     with Peer(*script) as peer:
         with Control(peer.ours, 5.0) as asker:
             assert asker.welcome == WELCOME
@@ -303,7 +305,7 @@ def test_asks_and_commands() -> None:
 
 def test_other_messages_are_passed_over() -> None:
     """A worker that becomes ready meanwhile says so to everyone."""
-    script: list[list[Message]] = [[WELCOME], [protocol.Ready(device="x"), STATUS]]
+    script: list[list[ToClient]] = [[WELCOME], [protocol.Ready(device="x"), STATUS]]
     with Peer(*script) as peer, Control(peer.ours, 5.0) as asker:
         assert asker.status() == STATUS
 
@@ -325,6 +327,148 @@ def test_what_is_no_answer(script: tuple[Any, ...], gone: bool, words: str) -> N
         Control(peer.ours, 0.5)
     assert isinstance(caught.value, GoneError) == gone
     assert peer.ours.fileno() == -1  # closed
+
+
+def _strange(kind: str, **fields: Any) -> bytes:
+    """A frame of a version to come."""
+    payload: bytes = msgpack.packb({"type": kind, "mood": {"good": [1]}, **fields})
+    return protocol.HEADER.pack(protocol.MAGIC, 0, len(payload)) + payload
+
+
+def test_a_worker_of_another_version_is_asked_and_stopped() -> None:
+    """With fields that mean something else by then, and fields that are not known yet."""
+    welcome = _strange(
+        "Welcome",
+        version=protocol.VERSION + 1,
+        name="a-worker",
+        runner="local",
+        pid=7,
+        credits={"images": 3},
+        state=["ready"],
+    )
+    status = _strange("Status", name="a-worker", state="dreaming", queued=3)
+    stopping = _strange("Stopping", accepted=True, after=3.5)
+    with Peer(welcome, status, stopping) as peer, Control(peer.ours, 5.0) as asker:
+        said = asker.welcome
+        assert (said.version, said.name) == (protocol.VERSION + 1, "a-worker")
+        assert (said.runner, said.pid) == ("local", 7)
+        assert asker.status() == Status(name="a-worker", state="dreaming", queued=3)
+        assert asker.stop()
+
+
+# ---------------------------------------------------------------- the end by force
+
+
+class Killer:
+    """A launcher that ends workers on paper."""
+
+    def __init__(self) -> None:
+        self.killed: list[Welcome] = []
+
+    def kill(self, worker: Welcome, timeouts: Timeouts) -> None:
+        del timeouts
+        self.killed.append(worker)
+
+
+@pytest.fixture
+def launchers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Killer]:
+    """Those that there are, all of them on paper."""
+    made = {"docker": Killer(), "local": Killer()}
+    monkeypatch.setattr("wuwan_runner.launchers.get", made.__getitem__)
+    return made
+
+
+class Mute:
+    """Greets at an address as often as `greetings` says, and says nothing else."""
+
+    def __init__(self, listener: socket.socket, greetings: int, welcome: bytes) -> None:
+        self._listener, self._greetings, self._welcome = listener, greetings, welcome
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            while True:
+                peer, _ = self._listener.accept()
+                stack.enter_context(peer)
+                if self._greetings:
+                    self._greetings -= 1
+                    peer.sendall(self._welcome)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+@pytest.mark.parametrize("greetings", [0, 1, 2])
+def test_who_cannot_be_spoken_to_is_ended_by_its_launcher(
+    listen: Callable[[str], socket.socket], launchers: dict[str, Killer], greetings: int
+) -> None:
+    """As long as it has said who it is: when it was looked for, or when it is to stop."""
+    timeouts = Timeouts(control=0.2)
+    mute = Mute(listen("0"), greetings, protocol.encode(WELCOME))
+    try:
+        (member,) = registry.members(timeouts)
+        assert member.status is None
+        assert member.problem == "no answer within 0.2 s"
+        assert member.name == ("a-worker" if greetings else "?")
+        if not greetings:
+            with pytest.raises(WorkerUnavailableError, match="does not answer"):
+                registry.stop(member, timeouts, 1.0)
+            assert launchers["local"].killed == []
+        else:
+            assert not registry.stop(member, timeouts, 1.0)
+            assert launchers["local"].killed == [WELCOME]
+    finally:
+        mute.close()
+
+
+def test_a_runner_that_is_unknown_ends_nobody(
+    listen: Callable[[str], socket.socket], launchers: dict[str, Killer]
+) -> None:
+    """A version to come may start workers in a way that we cannot end them."""
+    timeouts = Timeouts(control=0.2)
+    welcome = _strange("Welcome", version=9, name="moonbeam", runner="moon", pid=1)
+    mute = Mute(listen("0"), 2, welcome)
+    try:
+        (member,) = registry.members(timeouts)
+        with pytest.raises(WorkerUnavailableError, match="moonbeam"):
+            registry.stop(member, timeouts, 1.0)
+    finally:
+        mute.close()
+
+
+def test_one_that_has_ended_meanwhile_has_stopped(
+    listen: Callable[[str], socket.socket], launchers: dict[str, Killer]
+) -> None:
+    """Nobody is killed for it."""
+    timeouts = Timeouts(control=0.2)
+    mute = Mute(listen("0"), 1, protocol.encode(WELCOME))
+    (member,) = registry.members(timeouts)
+    mute.close()
+    assert registry.stop(member, timeouts, 1.0)
+    assert launchers["local"].killed == []
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_container_elsewhere_is_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, launchers: dict[str, Killer], gone: bool
+) -> None:
+    """One that hangs is removed, though it has never said a word; one that has ended, has ended."""
+
+    @contextlib.contextmanager
+    def control_of(name: str, timeouts: Timeouts) -> Iterator[Any]:
+        raise GoneError if gone else NoAnswerError("no answer")
+        yield
+
+    monkeypatch.setattr("wuwan_runner.containers.exec_channel.control_of", control_of)
+    member = registry.RunningWorker("far-away", None, None, "no answer")
+    assert registry.stop(member, Timeouts(control=0.2), 1.0) == gone
+    killed = [worker.name for worker in launchers["docker"].killed]
+    assert killed == ([] if gone else ["far-away"])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 100])

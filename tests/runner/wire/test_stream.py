@@ -130,7 +130,7 @@ class Worker:
 
     def receive(self, sock: socket.socket) -> None:
         """All frames until the end, and what is in their files."""
-        decoder = FrameDecoder()
+        decoder = FrameDecoder(protocol.WORKER)
         try:
             while True:
                 data, descriptors = protocol.receive(sock)

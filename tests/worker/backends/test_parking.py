@@ -17,7 +17,15 @@ from wuwan_worker.engine import Engine
 from wuwan_worker.ranking import Ranking
 from wuwan_worker.shared.bundle import InputSpec
 from wuwan_worker.shared.labels import Label
-from wuwan_worker.shared.protocol import End, FatalCode, State, Status, StatusRequest
+from wuwan_worker.shared.protocol import (
+    End,
+    ErrorCode,
+    Failed,
+    FatalCode,
+    State,
+    Status,
+    StatusRequest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -110,7 +118,7 @@ def test_an_idle_worker_parks_and_an_image_wakes_it(
         running.wait_to_be(lambda: _status(client).state, State.PARKED)
         assert _status(client).gpu_memory == 1
         client.send_images([number], photo)
-        assert client.items(1)[number]["labels"][0]["label"] == "红"
+        assert client.labelled(1)[number].labels[0].label == "红"
     running.wait_to_be(lambda: backend.told, ["park", "infer", "park", "infer", "park"])
     engine.close(5)
 
@@ -123,7 +131,9 @@ def test_damage_does_not_wake_a_parked_worker(serve: Serve, connect: Connect, ph
     client.hello()
     running.wait_to_be(lambda: backend.told, ["park"])
     client.send_images([0], photo[:20])
-    assert client.items(1)[0]["error"]["code"] == "truncated"
+    failed = client.items(1)[0]
+    assert isinstance(failed, Failed)
+    assert failed.error.code == ErrorCode.TRUNCATED
     running.wait_to_be(lambda: backend.told, ["park", "park"])  # asked again; nothing to it
     assert _status(client).state == State.PARKED
     engine.close(5)

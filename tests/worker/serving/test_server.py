@@ -7,25 +7,36 @@ engine; elsewhere it is a real worker process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 
+from wuwan_worker.jobs import Options
 from wuwan_worker.serving import server
 from wuwan_worker.shared import bundle, labels, protocol
 from wuwan_worker.shared.protocol import (
+    Cancel,
+    Cancelled,
     Done,
     End,
     ErrorCode,
+    Failed,
     Fatal,
     FatalCode,
+    ImageOptions,
     Images,
+    KeepAlive,
+    Labelled,
+    LabelScore,
     Logs,
     LogsRequest,
     Ready,
@@ -35,6 +46,7 @@ from wuwan_worker.shared.protocol import (
     StatusRequest,
     Stop,
     Stopping,
+    Wanted,
     Welcome,
 )
 
@@ -47,6 +59,12 @@ if TYPE_CHECKING:
     Connect = Callable[[str], Client]
     Serve = Callable[..., InProcess]
     Start = Callable[..., Worker]
+
+
+def _large(number: int, size: int) -> Labelled:
+    """An answer of about that many bytes."""
+    labels = (LabelScore("x" * size, 1.0, ""),)
+    return Labelled(id=number, width=1, height=1, labels=labels)
 
 
 def _fatal(client: Client) -> Fatal:
@@ -97,6 +115,38 @@ def test_another_version_is_refused(serve: Serve, connect: Connect) -> None:
     assert f"protocol {protocol.VERSION}" in fatal.message
 
 
+def _strange(kind: str, **fields: Any) -> bytes:
+    """A frame of a version to come."""
+    payload: bytes = msgpack.packb({"type": kind, **fields})
+    return protocol.HEADER.pack(protocol.MAGIC, 0, len(payload)) + payload
+
+
+@pytest.mark.parametrize("strange", [{}, {"level": 7, "top_k": "all", "ttl": [1]}])
+def test_a_hello_that_cannot_be_understood_is_refused_by_its_version(
+    serve: Serve, connect: Connect, strange: dict[str, Any]
+) -> None:
+    """Not for a field that means something else by then."""
+    client = connect(serve().name)
+    client.sock.sendall(_strange("Hello", version=protocol.VERSION + 1, **strange))
+    assert "speaks protocol" in _fatal(client).message
+
+
+@pytest.mark.parametrize("version", [1, protocol.VERSION + 1])
+def test_any_version_may_ask_for_the_status_and_stop(
+    serve: Serve, connect: Connect, version: int
+) -> None:
+    """With a Hello of which little is understood, and questions with fields that are unknown."""
+    running = serve()
+    client = connect(running.name)
+    client.sock.sendall(_strange("Hello", version=version, tagging=False, level=7, mood="good"))
+    assert client.take(Welcome).name == "test"
+    client.sock.sendall(_strange("StatusRequest", depth=3))
+    assert client.take(Status).clients == 0
+    client.sock.sendall(_strange("Stop", if_idle=True, kindly=True))
+    assert client.take(Stopping).accepted
+    assert running.join() == 0
+
+
 def test_a_level_that_the_model_lacks_is_refused(serve: Serve, connect: Connect) -> None:
     """Labels at another level than the one asked for would be a silent fall-back."""
     client = connect(serve().name)
@@ -118,7 +168,7 @@ def test_another_user_is_refused(serve: Serve, connect: Connect) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 sock.settimeout(10)
                 sock.connect(running.name)
-                frames = protocol.FrameDecoder().feed(*protocol.receive(sock))
+                frames = protocol.FrameDecoder(protocol.CLIENT).feed(*protocol.receive(sock))
                 message = frames[0].message
                 refused = isinstance(message, Fatal) and message.code == FatalCode.FORBIDDEN
                 code = 0 if refused and sock.recv(1) == b"" else 2
@@ -198,9 +248,55 @@ def test_options_go_with_the_images(serve: Serve, connect: Connect) -> None:
     client.send_images([7], b"content")
     job = running.server.jobs.get()
     assert job is not None
-    assert (job.id, job.options) == (7, server.Options(2, 0.5, True, ""))
+    assert (job.id, job.options) == (7, Options(2, 0.5, True, ""))
     assert os.pread(job.descriptor, 64, 0) == b"content"
     os.close(job.descriptor)
+
+
+def test_an_image_may_have_options_of_its_own(serve: Serve, connect: Connect) -> None:
+    """They go with their image, and what nobody knows how to do yet is no error."""
+    running = serve()
+    client = connect(running.name)
+    client.hello(top_k=2, wanted=Wanted(keywords=True), keep_alive=KeepAlive(park_after=1.0))
+    images = Images(ids=[7, 8], options=[ImageOptions(), ImageOptions(top_k=9)])
+    probes = [protocol.probe_descriptor() for _ in images.ids]
+    client.send(images, probes)
+    protocol.close_all(probes)
+    jobs = [running.server.jobs.get() for _ in range(2)]
+    assert [(job.id, job.options.top_k) for job in jobs if job is not None] == [(7, 2), (8, 9)]
+    protocol.close_all(job.descriptor for job in jobs if job is not None)
+
+
+def test_images_that_are_taken_back(
+    serve: Serve, connect: Connect, descriptors: Callable[[], list[str]]
+) -> None:
+    """Those that are queued are answered at once and closed; the others as ever; Done has all."""
+    running = serve()
+    client, other = connect(running.name), connect(running.name)
+    for one in (client, other):
+        one.hello()
+    before = descriptors()
+    other.send_images([2], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 1)
+    client.send_images([1, 2, 3], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 4)
+    begun = [running.server.jobs.get(), running.server.jobs.get()]  # one of each
+    client.send(Cancel(ids=[1, 2, 77]))
+    assert client.items(1) == {2: Cancelled(id=2)}
+    client.send(End(count=3))
+    for job in begun:
+        assert job is not None
+        os.close(job.descriptor)
+        running.server.answer(job.client, [_large(job.id, 1)])
+    running.answer(1)
+    assert client.labelled(2).keys() == {1, 3}
+    assert client.ended() == [Done(count=3)]
+    assert other.labelled(1).keys() == {2}
+    other.send(StatusRequest())
+    assert other.take(Status).images_done == 3  # nobody has looked at the fourth
+    assert running.lifecycle.unanswered == 0
+    client.close()
+    running.wait_to_be(lambda: len(descriptors()), len(before) - 2)  # both ends of its connection
 
 
 def test_answers_larger_than_a_frame_are_split(serve: Serve, connect: Connect) -> None:
@@ -214,7 +310,7 @@ def test_answers_larger_than_a_frame_are_split(serve: Serve, connect: Connect) -
         job = running.server.jobs.get()
         assert job is not None
         os.close(job.descriptor)
-        items.append({"id": job.id, "labels": "x" * (protocol.MAX_PAYLOAD // 2)})
+        items.append(_large(job.id, protocol.MAX_PAYLOAD // 2))
     running.server.answer(0, items)
     assert client.items(3).keys() == {1, 2, 3}
 
@@ -225,7 +321,7 @@ def test_one_answer_larger_than_a_frame(serve: Serve, connect: Connect) -> None:
     client = connect(running.name)
     client.hello()
     client.send_images([1], b"")
-    running.answer(1, labels="x" * protocol.MAX_PAYLOAD)
+    running.answer(1, labels=_large(1, protocol.MAX_PAYLOAD).labels)
     assert _fatal(client).code == FatalCode.PROTOCOL
     connect(running.name).hello()
 
@@ -248,7 +344,7 @@ def test_a_client_that_vanishes_leaves_nothing_queued(
     # A decoder that hangs on it must not keep the worker up when all its clients are gone.
     running.wait_for(lambda: running.lifecycle.unanswered == 0)
     os.close(job.descriptor)
-    running.server.answer(job.client, [{"id": job.id}])
+    running.server.answer(job.client, [_large(job.id, 1)])
     running.wait_to_be(descriptors, before)
     assert running.lifecycle.unanswered == 0
 
@@ -260,11 +356,43 @@ def test_a_client_that_does_not_read_holds_up_nobody(serve: Serve, connect: Conn
     silent.hello()
     other.hello()
     silent.send_images(range(10), b"")
-    running.answer(10, labels="x" * 500_000)
+    running.answer(10, labels=_large(1, 500_000).labels)
     other.send_images([1], b"")
     running.answer(1)
     other.items(1)
     assert silent.items(10).keys() == set(range(10))
+
+
+def test_no_descriptor_is_free(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes then waits in line, at no cost; who is there is served; then the line moves on."""
+    running = serve()
+    client = connect(running.name)
+    client.hello()
+    none_free, accept = threading.Event(), socket.socket.accept
+    refused: list[float] = []
+    none_free.set()
+
+    def accept_or_fail(listener: socket.socket) -> Any:
+        if none_free.is_set():
+            refused.append(time.monotonic())
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_or_fail)
+    waiting = connect(running.name)
+    waiting.say_hello()
+    running.wait_for(lambda: bool(refused))
+    begin, asked = time.monotonic(), 0
+    while time.monotonic() - begin < 0.3:
+        client.send(StatusRequest())
+        client.take(Status)
+        asked += 1
+    assert asked > 15  # nobody sleeps while the line is looked at now and then
+    assert 2 <= len(refused) <= 8
+    none_free.clear()
+    assert waiting.take(Welcome).readable
 
 
 # ---------------------------------------------------------------- questions and orders
@@ -393,7 +521,7 @@ def test_unread_answers_end_the_end(
     client = connect(running.name)
     client.hello()
     client.send_images([1], b"")
-    running.answer(1, labels="x" * 5_000_000)
+    running.answer(1, labels=_large(1, 5_000_000).labels)
     running.server.drain()
     assert running.join() == 0
 
@@ -655,12 +783,16 @@ def test_photos_get_their_labels(warm: Worker, connect: Connect, photos: Path) -
     client.send(End(count=3))
     items = client.items(3)
     assert client.ended() == [Done(count=3)]
-    assert items[12]["error"]["code"] == ErrorCode.NOT_AN_IMAGE
-    assert "猫" in str(items[11]["labels"])
-    assert "杯" in str(items[13]["labels"]) or "咖啡" in str(items[13]["labels"])
-    assert (items[11]["width"], items[11]["height"]) == (451, 300)
-    for number in (11, 13):
-        scores = [label["score"] for label in items[number]["labels"]]
+    cat, text, cup = items[11], items[12], items[13]
+    assert isinstance(text, Failed)
+    assert text.error.code == ErrorCode.NOT_AN_IMAGE
+    assert isinstance(cat, Labelled)
+    assert isinstance(cup, Labelled)
+    assert "猫" in str(cat.labels)
+    assert "杯" in str(cup.labels) or "咖啡" in str(cup.labels)
+    assert (cat.width, cat.height) == (451, 300)
+    for photo in (cat, cup):
+        scores = [label.score for label in photo.labels]
         assert len(scores) == 3
         assert scores == sorted(scores, reverse=True)
         assert all(0 <= score <= 1 for score in scores)
@@ -676,12 +808,12 @@ def test_clients_get_their_own_answers(warm: Worker, connect: Connect, photos: P
         for number, client in enumerate(clients):
             client.send_images(range(4), cup if number % 2 else cat)
         for number, client in enumerate(clients):
-            items = client.items(4)
+            items = client.labelled(4)
             assert items.keys() == set(range(4))
-            best = {item["labels"][0]["label"] for item in items.values()}
+            best = {item.labels[0].label for item in items.values()}
             assert len(best) == 1
             assert ("猫" in str(items[0])) == (number % 2 == 0)
-            assert {len(item["labels"]) for item in items.values()} == {number + 1}
+            assert {len(item.labels) for item in items.values()} == {number + 1}
 
 
 def test_hostile_peers_leave_a_worker_as_it_was(

@@ -88,9 +88,9 @@ def test_an_ambiguous_label_has_the_broader_term_of_its_likeliest_way(
     outputs = np.array([*scores, 0.05, 0.05], np.float32)
     level = levels["mid"]
     (best,) = Ranking(level.labels).top(GroupSum(level.rows)(outputs), 1, 0.0)
-    assert best["label"] == "苹果"
-    assert best["score"] == pytest.approx(sum(scores), abs=1e-4)
-    assert best["broader"] == (broader,)
+    assert best.label == "苹果"
+    assert best.score == pytest.approx(sum(scores), abs=1e-4)
+    assert best.broader == (broader,)
 
 
 def test_synonyms_come_with_their_label(levels: dict[str, Level]) -> None:
@@ -98,9 +98,7 @@ def test_synonyms_come_with_their_label(levels: dict[str, Level]) -> None:
     outputs = np.array([0, 0, 0, 1, 0], np.float32)
     level = levels["coarse"]
     best = Ranking(level.labels).top(GroupSum(level.rows)(outputs), 2, 0.5)
-    assert [(label["label"], label["synonyms"]) for label in best] == [
-        ("绿植/花卉", ("绿植", "花卉"))
-    ]
+    assert [(label.label, label.synonyms) for label in best] == [("绿植/花卉", ("绿植", "花卉"))]
 
 
 def test_sums_over_a_batch() -> None:
