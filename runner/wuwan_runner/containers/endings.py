@@ -112,9 +112,7 @@ class LogTail:
 
     def follow(self, client: docker.DockerClient, container: str) -> None:
         """Attach to a created container."""
-        self._stream = client.api.attach(
-            container, stdout=True, stderr=True, stream=True, logs=True
-        )
+        self._stream = client.api.attach(container, stdout=True, stderr=True, stream=True)
         self._thread = threading.Thread(target=self._read, name="container-log", daemon=True)
         self._thread.start()
 
