@@ -6,7 +6,7 @@ import enum
 
 
 class ExitCode(enum.IntEnum):
-    """The exit codes of `wuwan`. 130 and 143 are the shell's convention for signals."""
+    """The exit codes of `wuwan`; a run that a signal ends has 128 + its number, as in a shell."""
 
     OK = 0
     FATAL = 1
@@ -15,8 +15,6 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = 4  # no worker could be had: Docker, the image, a GPU, the model
     LOCKED = 5  # another run holds the output
     ABSENT = 6  # a directory that was named gave nothing, and the output was kept
-    INTERRUPTED = 130
-    TERMINATED = 143
 
 
 class WuwanError(Exception):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WANTED = os.environ.get("WUWAN_TEST_GPU_IMAGE", "")
 BASE_IMAGE = os.environ.get("WUWAN_TEST_BASE_IMAGE", "")
-LIMIT = 4.2e9  # bytes: what the article's image takes, which this one replaces
+LIMIT = 4.2e9  # bytes: what a gateway's image was published to take (docs/performance.md)
 PACKAGES = "/opt/wuwan/lib/python3.11/site-packages"
 
 pytestmark = [

@@ -12,11 +12,10 @@ import pytest
 
 from tests.starting import request_for
 from wuwan_runner import Tagger, TagOptions
-from wuwan_runner.containers import container, daemon
+from wuwan_runner.containers import container, daemon, exec_channel
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import Timeouts, WorkerSpec
-from wuwan_runner.pool import exec as exec_channel
 
 pytestmark = pytest.mark.docker
 CHANNELS = pytest.mark.parametrize("channel", ["socket", "exec"])

@@ -76,7 +76,7 @@ VERSION = 2
 HEADER = struct.Struct("!2sHI")
 MAGIC = b"WW"
 # A frame of results holds at most a few batches of labels; 100 KB of labels for one image must
-# pass (FAULTS row 13), a hostile length must not make the receiver allocate gigabytes.
+# pass (fault 13 of docs/faults.md), a hostile length must not make the receiver allocate gigabytes.
 MAX_PAYLOAD = 16 * 1024 * 1024
 # The kernel takes at most SCM_MAX_FD = 253 descriptors in one message (unix(7)).
 MAX_DESCRIPTORS = 128

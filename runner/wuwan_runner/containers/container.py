@@ -40,8 +40,9 @@ def locked_down(
 ) -> Any:
     """What a container of ours may do, whatever it is for; a `host_config` for docker-py.
 
-    It has no network, no capability and no file to write to but in what is mounted. What runs in
-    it may have been taken over by an image or a checkpoint.
+    It has no network, no capability and no file to write to but in what is mounted and in Docker's
+    own /dev/shm, which is memory. What runs in it may have been taken over by an image or a
+    checkpoint.
 
     Args:
         client: of the daemon.

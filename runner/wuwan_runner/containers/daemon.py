@@ -44,6 +44,8 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
     try:
         client = docker.from_env(timeout=max(1, int(timeout)))
     except (docker.errors.DockerException, ValueError) as error:
+        if isinstance(error.__cause__, requests.exceptions.Timeout):  # it is asked for its version
+            raise _silent(timeout) from None
         raise unreachable(error) from None
     try:
         yield client
@@ -57,10 +59,7 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
         hint = _GPU_HINT if _GPU_ERROR.search(text) else ""
         raise WorkerUnavailableError(f"Docker refused: {text}", hint=hint) from None
     except requests.exceptions.Timeout:
-        raise WorkerUnavailableError(
-            f"the Docker daemon did not answer within {timeout:.0f} s",
-            hint="is the machine overloaded? try `docker info`, and restart the daemon if it hangs",
-        ) from None
+        raise _silent(timeout) from None
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise unreachable(error) from None
     finally:
@@ -80,6 +79,13 @@ def hang_up(stream: Any) -> None:
     # docker-py shuts its socket down, but leaves the descriptor to the garbage collector.
     with contextlib.suppress(Exception):
         stream._response.close()  # noqa: SLF001
+
+
+def _silent(timeout: float) -> WorkerUnavailableError:
+    return WorkerUnavailableError(
+        f"the Docker daemon did not answer within {timeout:.0f} s",
+        hint="is the machine overloaded? try `docker info`, and restart the daemon if it hangs",
+    )
 
 
 def unreachable(error: Exception) -> WorkerUnavailableError:

@@ -13,12 +13,15 @@ from wuwan_runner.errors import EndedByHandError, WorkerUnavailableError
 from wuwan_runner.worker import WorkerExit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import docker
 
 _LOG_LINES = 20
 _MEMORY = 3600.0  # seconds of the past in which a container's end is looked for
 _LAST_EVENT = 2.0  # seconds an end that is under way may take
-_FRESH = 5.0  # seconds: a newer end is the one that is asked for
+_FRESH = 5.0  # seconds: a newer end is the one that is asked for, whatever came after it
+_LINE = 4000  # bytes of a line that are kept: what a container says may have no end
 
 
 def post_mortem(client: docker.DockerClient, name: str) -> WorkerExit:
@@ -28,34 +31,61 @@ def post_mortem(client: docker.DockerClient, name: str) -> WorkerExit:
     events. Its end may be under way: it is waited for, a little.
     """
     now = time.time()
-    oom, killed, code = False, False, ""
-    until: Any = f"{now + _LAST_EVENT:.3f}"  # the daemon takes fractions, docker-py no floats
-    events = client.api.events(
-        since=int(now - _MEMORY),
-        until=until,
-        filters={"container": name},
-        decode=True,
-    )
+    story = _Story()
+    for event in _events(client, name, now - _MEMORY, now):
+        story.add(event)
+    if not story.goes_on or story.ended_at > now - _FRESH:
+        return story.ending
+    for event in _events(client, name, now, now + _LAST_EVENT):
+        story.add(event)
+        if not story.goes_on:
+            return story.ending
+    return WorkerExit()
+
+
+class _Story:
+    """What the daemon's events tell of the containers of one name, one after the other."""
+
+    def __init__(self) -> None:
+        self.goes_on = True  # as far as is known
+        self.ended_at = 0.0  # the last end, and how it was
+        self.ending = WorkerExit()
+        self._out_of_memory = self._killed = False
+
+    def add(self, event: dict[str, Any]) -> None:
+        """The next event."""
+        match event.get("Action"):
+            case "start":
+                self.goes_on = True
+                self._out_of_memory = self._killed = False
+            case "oom":
+                self._out_of_memory = True
+            case "kill":
+                self._killed = True
+            case "die":
+                self.goes_on = False
+                self.ended_at = float(event.get("time", 0))
+                self.ending = self._end(str(event["Actor"]["Attributes"].get("exitCode", "")))
+
+    def _end(self, code: str) -> WorkerExit:
+        # 137 is 128 + SIGKILL, and that was not the daemon's.
+        if self._out_of_memory or (code == "137" and not self._killed):
+            return WorkerExit("likely out of memory (exit code 137); see --memory")
+        if self._killed:
+            return WorkerExit(f"stopped or removed by somebody (exit code {code})", by_hand=True)
+        return WorkerExit(f"exit code {code}", in_order=code == "0")
+
+
+def _events(
+    client: docker.DockerClient, name: str, since: float, until: float
+) -> Iterator[dict[str, Any]]:
+    # The daemon takes fractions, docker-py no floats.
+    times: dict[str, Any] = {"since": f"{since:.3f}", "until": f"{until:.3f}"}
+    events = client.api.events(filters={"container": name}, decode=True, **times)
     try:
-        for event in events:
-            action = str(event.get("Action", ""))
-            if action == "start":  # a container of that name that came after the last one's end
-                oom, killed, code = False, False, ""
-            oom = oom or action == "oom"
-            killed = killed or action == "kill"
-            if action == "die":
-                code = str(event.get("Actor", {}).get("Attributes", {}).get("exitCode", ""))
-                if float(event.get("time", 0)) > now - _FRESH:
-                    break
+        yield from events
     finally:
         daemon.hang_up(events)
-    if not code:
-        return WorkerExit()
-    if oom or (code == "137" and not killed):  # 128 + SIGKILL, and it was not the daemon's
-        return WorkerExit("likely out of memory (exit code 137); see --memory")
-    if killed:
-        return WorkerExit(f"stopped or removed by somebody (exit code {code})", by_hand=True)
-    return WorkerExit(f"exit code {code}", in_order=code == "0")
 
 
 def half_start(ending: WorkerExit) -> WorkerUnavailableError:
@@ -77,28 +107,31 @@ class LogTail:
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._over = threading.Event()
-        self._exit_code: int | None = None
         self._stream: Any = None
         self._thread: threading.Thread | None = None
 
     def follow(self, client: docker.DockerClient, container: str) -> None:
         """Attach to a created container."""
-        self._stream = client.api.attach(
-            container, stdout=True, stderr=True, stream=True, logs=True
-        )
+        self._stream = client.api.attach(container, stdout=True, stderr=True, stream=True)
         self._thread = threading.Thread(target=self._read, name="container-log", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        pending = ""
+        pending = b""
         with contextlib.suppress(Exception):  # the stream ends with the container, or with `close`
             for chunk in self._stream:
-                pending += chunk.decode(errors="replace")
-                *lines, pending = pending.split("\n")
-                self._lines.extend(line for line in lines if line.strip())
-        if pending.strip():
-            self._lines.append(pending)
+                # Only whole lines are decoded: a chunk may end within a character.
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    self._keep(line)
+                pending = pending[-_LINE:]
+        self._keep(pending)
         self._over.set()
+
+    def _keep(self, line: bytes) -> None:
+        text = line[-_LINE:].decode(errors="replace")
+        if text.strip():
+            self._lines.append(text)
 
     @property
     def over(self) -> bool:

@@ -74,7 +74,8 @@ def _talk(client: docker.DockerClient, container: str, stdin: bytes) -> tuple[by
     """Start it, and have its standard output and standard error to their end."""
     from docker.utils.socket import demux_adaptor, frames_iter
 
-    parameters = {"stdin": int(bool(stdin)), "stdout": 1, "stderr": 1, "stream": 1, "logs": 1}
+    # Without its log: what is said while the daemon reads that would come twice.
+    parameters = {"stdin": int(bool(stdin)), "stdout": 1, "stderr": 1, "stream": 1}
     file = client.api.attach_socket(container, params=parameters)
     raw: socket.socket = getattr(file, "_sock", file)
     raw.settimeout(None)  # its removal ends it

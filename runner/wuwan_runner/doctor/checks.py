@@ -37,7 +37,6 @@ LOCAL_LIBRARIES = {
     "pillow": "PIL",
     "pillow-heif": "pillow_heif",
 }
-OLDEST_PYTHON = (3, 11)
 _CURE = "have {} writable, for yourself alone"
 # What becomes of it where there is no such directory, and all else works.
 _WITHOUT = {
@@ -135,8 +134,6 @@ class _Group:
 def python() -> Check:
     """The interpreter."""
     detail = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info < OLDEST_PYTHON:
-        return Check("Python", Outcome.FAIL, detail, "Python 3.11 or newer is needed")
     if sys.platform != "linux":
         return Check("Python", Outcome.FAIL, f"{detail} on {sys.platform}", "wuwan needs Linux")
     return Check("Python", Outcome.OK, detail)

@@ -67,6 +67,7 @@ class WorkerPool(ABC):
 
         Raises:
             WorkerUnavailableError: if there is none to be had.
+            ConnectionLostError: if the one that was there has ended just now; look again.
         """
 
     @abstractmethod

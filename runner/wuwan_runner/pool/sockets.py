@@ -27,6 +27,7 @@ class SocketPool(WorkerPool):
 
         Raises:
             WorkerUnavailableError: if the name can be neither bound nor connected to.
+            ConnectionLostError: see `WorkerPool.acquire`.
         """
         # Where anybody may be the listener there is no warm worker to be trusted.
         known = address.told_apart()

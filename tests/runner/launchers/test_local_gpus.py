@@ -102,7 +102,7 @@ def test_one_worker_for_each_chosen_gpu(
 def test_a_lost_gpu_is_not_replaced_by_the_cpu(
     machine: Any, model: str, sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker that follows a poisoned one (fault 9) is on a chosen GPU again."""
+    """After a poisoned worker the next one is on a chosen GPU again (fault 9 of docs/faults.md)."""
     machine(2)
     monkeypatch.setenv("WUWAN_FAULT_INFER_AFTER", "30")
     told: list[str] = []
@@ -172,7 +172,7 @@ def test_torch_is_not_installed(machine: Any, model: str, monkeypatch: pytest.Mo
 def test_no_gpu_is_visible(
     wuwan: Any, photos: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    """One line of cause and one of advice, exit code 4, and nothing is started (fault 10)."""
+    """One line of cause, one of advice, exit 4, nothing is started (fault 10 of docs/faults.md)."""
     monkeypatch.setenv(nvidia.VISIBLE, "")
     done = wuwan("tag", photos, "--runner", "local", "--gpus", choice)
     assert (done.returncode, done.stdout) == (4, b"")

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.runner.models.conftest import FAKE, write_checkpoint
-from wuwan_runner.containers import container, images, model_mount
+from wuwan_runner.containers import container, images
 from wuwan_runner.errors import ModelError, WorkerUnavailableError
-from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.models import conversion, general_zh, store
-from wuwan_runner.options import WorkerSpec
-from wuwan_runner.resolved import model, resolve
 from wuwan_runner.wire import address
 from wuwan_worker.shared import bundle
 from wuwan_worker.shared.private_dir import PrivateDir
@@ -58,48 +55,6 @@ def gone(image: str) -> bool:
             break
         time.sleep(0.1)
     return not found
-
-
-def test_where_a_container_finds_a_model(
-    download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Embedded: in the image. A user's: mounted, unless the image has just that one."""
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
-    added = add(download)
-    baked = {images.LABEL_MODELS: model_mount.label([added])}
-    stale = {images.LABEL_MODELS: "mine=0123 other=4567"}
-    assert model_mount.mount(model("imagenet-zh"), "image", {}) == ("imagenet-zh", None)
-    assert model_mount.mount(model("mine"), "image", {}) == ("/models/mine", added.root)
-    assert model_mount.mount(model("mine"), "image", stale) == ("/models/mine", added.root)
-    assert model_mount.mount(model("mine"), "image", baked) == ("/models/mine", None)
-    assert model_mount.mount(model(f"{added.root}/"), "image", {}) == ("/models/mine", added.root)
-    assert model_mount.mount(model("other"), "image", stale) == ("/models/other", None)  # not here
-    with pytest.raises(WorkerUnavailableError, match="no model named 'nothing'"):
-        model_mount.mount(model("nothing"), "image", baked)
-    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-    assert model_mount.mount(model("mine"), "image", baked) == ("/models/mine", None)
-    for labels in ({}, stale):
-        with pytest.raises(
-            WorkerUnavailableError, match="the image image does not hold the model mine"
-        ) as no:
-            model_mount.mount(model("mine"), "image", labels)
-        assert no.value.hint == "wuwan image build --model mine"
-    with pytest.raises(WorkerUnavailableError) as no:
-        model_mount.mount(model("mine"), "image", {images.LABEL_VARIANT: "gpu"})
-    assert no.value.hint == "wuwan image build --variant gpu --model mine"
-
-
-def test_workers_are_shared_by_what_the_model_is(download: Path) -> None:
-    """A model that is added anew under its old name gets a worker of its own."""
-    spec = WorkerSpec(model="mine")
-    before = DockerLauncher().key(resolve(spec))
-    add(download)
-    first = DockerLauncher().key(resolve(spec))
-    store.remove("mine")
-    meta = download / "meta_info.txt"
-    meta.write_text(meta.read_text().replace("虎纹猫", "老虎猫"))
-    add(download)
-    assert len({before, first, DockerLauncher().key(resolve(spec))}) == 3
 
 
 @pytest.mark.docker
@@ -210,7 +165,7 @@ def test_a_container_that_takes_too_long(
     write_checkpoint(download / "pytorch_model.pt", link="/etc/passwd")
     monkeypatch.undo()
     monkeypatch.setattr(conversion, "MODULE", "fake_convert")
-    monkeypatch.setattr(bundle.places, "data", lambda: PrivateDir(data_home.parent))
+    monkeypatch.setattr(bundle.dirs, "data", lambda: PrivateDir(data_home.parent))
     with pytest.raises(ModelError, match=r"wrote no file 'model\.onnx'"):
         store.add(source, convert)
     assert os.listdir(data_home) == []

@@ -30,7 +30,7 @@ CPU_IMAGE, GPU_IMAGE, NO_IMAGE = "wuwan-test:latest", "wuwan-test:as-gpu", "wuwa
 
 
 @pytest.fixture(scope="session")
-def images(docker_image: str) -> None:
+def both_images(docker_image: str) -> None:
     """The CPU image, and the same with the labels of a GPU image that holds a model."""
     assert docker_image == CPU_IMAGE
     subprocess.run(
@@ -61,7 +61,7 @@ def place(choice: str, **spec: str) -> Placement:
 
 
 @pytest.mark.docker
-@pytest.mark.usefixtures("images")
+@pytest.mark.usefixtures("both_images")
 class TestDocker:
     """Containers."""
 
@@ -115,7 +115,7 @@ class TestDocker:
     def test_a_daemon_that_cannot_keep_its_promise(
         self, has: Callable[..., None], offer: Offer, namespace: str
     ) -> None:
-        """The daemon's refusal comes with advice, and leaves no container (fault 10)."""
+        """The refusal comes with advice and leaves no container (fault 10 of docs/faults.md)."""
         has(offer)
         spec = WorkerSpec(model=MODEL, gpus="0")
         request = request_for(DockerLauncher(), spec)

@@ -192,7 +192,7 @@ def test_descriptors_come_with_their_frames(plan: list[tuple[ToWorker, int]], pi
 
 
 def test_many_labels_in_chinese_one_byte_at_a_time() -> None:
-    """A frame of 100 KB of Chinese labels arrives exactly, even byte by byte (FAULTS row 13)."""
+    """100 KB of Chinese labels arrive exactly, even byte by byte (fault 13 of docs/faults.md)."""
     message = _results(LabelScore(f"金毛寻回犬{number}", 0.5, "") for number in range(4000))
     stream = protocol.encode(message)
     assert len(stream) > 100_000

@@ -116,7 +116,7 @@ def _load(
     backend = OpenVinoBackend(compiled, activation, sums, streams, precision)
     # The first inference belongs to one thread: OpenVINO's bindings fill C++ statics in it while
     # they let go of the interpreter lock, and two threads in there at once wait for each other
-    # forever, one with the lock and one with the static (FAULTS row 8).
+    # forever, one with the lock and one with the static (fault 8 of docs/faults.md).
     size = bundle.input.size
     backend.infer(np.zeros((1, size, size, 3), np.uint8), ())
     return backend

@@ -1,0 +1,266 @@
+"""Errors of the Docker daemon, and what they tell people.
+
+The daemon is the real one. What it cannot be made to do, to hang or to break off, does a server
+that speaks as much HTTP as is needed to get there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import http.server
+import json
+import os
+import socket
+import socketserver
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults.stranger import as_stranger
+from tests.runner.containers.conftest import wait_until
+from wuwan_runner.containers import daemon
+from wuwan_runner.errors import ExitCode, WorkerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import docker
+
+NO_IMAGE = "wuwan-test:none"
+
+
+class Daemon(socketserver.ThreadingUnixStreamServer):
+    """Answers with its version, unless it hangs at once, and to nothing else as it should."""
+
+    def __init__(self, path: Path, fault: str) -> None:
+        self.fault = fault
+        self.over = threading.Event()
+        super().__init__(str(path), _Answers)
+
+    def server_close(self) -> None:
+        """Those who wait in here go, too."""
+        self.over.set()
+        super().server_close()
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    server: Daemon
+
+    def address_string(self) -> str:
+        """A Unix socket's peer has none."""
+        return "-"
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+    def do_GET(self) -> None:
+        fault = self.server.fault
+        if fault == "hangs at once" or (fault == "hangs" and self.path != "/version"):
+            self.server.over.wait(30)
+        elif fault == "breaks off" and self.path != "/version":
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif fault == "is no daemon":
+            self._say({"message": "hello"})
+        else:
+            self._say({"ApiVersion": "1.41"})
+
+    def _say(self, content: dict[str, str]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """`faulty(FAULT)`: DOCKER_HOST names a daemon with that fault from now on."""
+    with contextlib.ExitStack() as ends:
+
+        def make(fault: str) -> None:
+            server = ends.enter_context(Daemon(path := tmp_path / "s", fault))
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+            thread.start()
+            ends.callback(thread.join, 10)
+            ends.callback(server.shutdown)
+            monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+
+        yield make
+
+
+def refused(ask: Callable[[docker.DockerClient], object], timeout: float = 30) -> Any:
+    """What `connected` makes of the error of a call inside."""
+    with (
+        pytest.raises(WorkerUnavailableError) as caught,
+        daemon.connected(timeout) as client,
+    ):
+        ask(client)
+    assert caught.value.exit_code == ExitCode.UNAVAILABLE
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("descriptors")
+class TestRealDaemon:
+    """What the daemon of this machine refuses."""
+
+    def test_no_such_image(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The cure is to build it, wherever it was missed."""
+        monkeypatch.delenv("DOCKER_HOST", raising=False)
+        for ask in (
+            lambda client: client.images.get(NO_IMAGE),
+            lambda client: client.api.create_container(NO_IMAGE),
+        ):
+            error = refused(ask)
+            assert str(error).startswith("the container image is not there: ")
+            assert NO_IMAGE in str(error)
+            assert error.hint == "wuwan image build"
+
+    def test_a_request_that_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The daemon's own words, in one line, and no advice that would lead astray."""
+        monkeypatch.delenv("DOCKER_HOST", raising=False)
+        error = refused(lambda client: client.api.inspect_container("wuwan-test-no-such"))
+        assert str(error) == "Docker refused: No such container: wuwan-test-no-such"
+        assert error.hint == ""
+
+    def test_a_gpu_that_is_refused(
+        self, make_container: Callable[..., str], client: docker.DockerClient
+    ) -> None:
+        """A driver that is missing shows at the start only: the hint names the GPU's options."""
+        from docker.types import DeviceRequest
+
+        devices = [DeviceRequest(driver="wuwan-test-no-such", count=1)]
+        host = client.api.create_host_config(device_requests=devices)
+        name = make_container("true", start=False, host_config=host)
+        error = refused(lambda other: other.api.start(name))
+        assert "could not select device driver" in str(error)
+        assert "nvidia-smi" in error.hint
+        assert "--gpus none" in error.hint
+
+    def test_errors_of_other_kinds_pass(self) -> None:
+        """Only what the daemon says is translated."""
+        with pytest.raises(ZeroDivisionError), daemon.connected(30):
+            raise ZeroDivisionError
+
+    def test_to_hang_up_ends_a_stream(self, client: docker.DockerClient) -> None:
+        """Whoever reads it goes on, and its descriptor is free at once."""
+        before = len(os.listdir("/proc/self/fd"))
+        events = client.api.events(decode=True, filters={"container": "wuwan-test-no-such"})
+
+        def read() -> None:
+            with contextlib.suppress(Exception):
+                list(events)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        try:
+            wait_until(lambda: len(os.listdir("/proc/self/fd")) > before)
+        finally:
+            daemon.hang_up(events)
+            thread.join(10)
+        assert not thread.is_alive()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.usefixtures("descriptors")
+class TestFaultyDaemon:
+    """What a daemon does that is overloaded, ends, or is none."""
+
+    @pytest.mark.parametrize("fault", ["hangs", "hangs at once"])
+    def test_a_daemon_that_hangs(self, faulty: Callable[[str], None], fault: str) -> None:
+        """Each call has its deadline, the first one, too; it is said what was waited for."""
+        faulty(fault)
+        started = time.monotonic()
+        error = refused(lambda client: client.api.info(), 1)
+        assert time.monotonic() - started < 10
+        assert str(error) == "the Docker daemon did not answer within 1 s"
+        assert "restart the daemon" in error.hint
+
+    @pytest.mark.parametrize("fault", ["breaks off", "is no daemon"])
+    def test_a_daemon_that_goes(self, faulty: Callable[[str], None], fault: str) -> None:
+        """It is named as it was looked for."""
+        faulty(fault)
+        error = refused(lambda client: client.api.info())
+        assert str(error) == f"no Docker daemon answers at {os.environ['DOCKER_HOST']}"
+        assert "--runner local" in error.hint
+
+
+# docker-py leaves the socket of a connection that failed to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "host",
+    ["unix:///nonexistent/s", "tcp://127.0.0.1:1", "tcp://127.0.0.1:x", "nonsense", "x://y"],
+)
+def test_no_daemon(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever DOCKER_HOST says, it is repeated, and what may be done is said."""
+    monkeypatch.setenv("DOCKER_HOST", host)
+    error = refused(lambda client: client.api.info())
+    assert str(error) == f"no Docker daemon answers at {host}"
+    assert "set DOCKER_HOST" in error.hint
+    del error
+    gc.collect()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group is what is missing, not the daemon."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/s")
+
+    def attempt() -> list[str]:
+        error = refused(lambda client: client.api.info())
+        return [str(error), error.hint]
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(f"{tmp_path}/s")
+        listener.listen()
+        message, hint = as_stranger(attempt)
+    assert message == "no permission to speak to the Docker daemon"
+    assert "group `docker`" in hint
+
+
+@pytest.mark.parametrize(
+    ("host", "remote"),
+    [
+        ("", False),
+        ("unix:///var/run/docker.sock", False),
+        ("unix:///elsewhere", False),
+        ("tcp://127.0.0.1:2375", True),  # may be a tunnel's end
+        ("ssh://somebody@somewhere", True),
+    ],
+)
+def test_which_daemon_is_remote(host: str, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is reached by a file is on this machine; of the others nobody knows."""
+    monkeypatch.setenv("DOCKER_HOST", host)
+    assert daemon.is_remote() is remote
+
+
+def test_whether_a_daemon_may_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is not there answers nobody; of a host only asking can tell."""
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.touch()
+    for path in (there, missing):
+        monkeypatch.setattr(daemon, "DEFAULT_SOCKET", str(path))
+        for host in (None, "", "unix://"):
+            if host is None:
+                monkeypatch.delenv("DOCKER_HOST", raising=False)
+            else:
+                monkeypatch.setenv("DOCKER_HOST", host)
+            assert daemon.may_answer() is (path == there)
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+        assert daemon.may_answer() is (path == there)
+        monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+        assert daemon.may_answer()
+
+
+def test_an_explanation_has_one_line() -> None:
+    """The daemon's, or the error's own where it has none."""
+    error: Any = OSError("no\n  explanation")
+    assert daemon.explanation(error) == "no explanation"
+    error.explanation = "a\tlong\n\nstory "
+    assert daemon.explanation(error) == "a long story"
