@@ -1,5 +1,6 @@
-"""A file system of a few lines, for what no real disk does on demand: names without types, and
-inodes that cannot be read. It speaks the kernel's FUSE protocol (linux/fuse.h) itself.
+"""A file system of a few lines, for what no real disk does on demand: names without types, inodes
+that cannot be read, and files whose opening never ends. It speaks the kernel's FUSE protocol
+(linux/fuse.h) itself.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 _IN = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, padding
 _OUT = struct.Struct("<IiQ")  # length, error, unique
 _ROOT = 1
 _LOOKUP, _FORGET, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE = 1, 2, 3, 14, 15, 17, 18
+_INTERRUPT = 36
 _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _BATCH_FORGET = 26, 27, 28, 29, 42
 
 
 class _Disk:
-    def __init__(self, files: dict[str, bytes | None]) -> None:
+    def __init__(
+        self, files: dict[str, bytes | None], hung: Collection[str], asked: threading.Event | None
+    ) -> None:
+        self._hung = hung
+        self._asked = asked
         self._names = list(files)
         self._contents = list(files.values())
 
@@ -52,6 +58,10 @@ class _Disk:
             if isinstance(attributes, int):
                 return attributes
             return struct.pack("<QII", 0, 0, 0) + attributes
+        if opcode == _OPEN and self._names[node - 2] in self._hung:
+            if self._asked is not None:
+                self._asked.set()
+            return None  # whoever opens it waits
         if opcode in (_OPEN, _OPENDIR):
             return struct.pack("<QII", 0, 0, 0)
         if opcode == _READDIR:
@@ -80,10 +90,16 @@ class _Disk:
 
 
 @contextlib.contextmanager
-def odd_disk(place: Path, files: dict[str, bytes | None]) -> Iterator[bool]:
+def odd_disk(
+    place: Path,
+    files: dict[str, bytes | None],
+    hung: Collection[str] = (),
+    asked: threading.Event | None = None,
+) -> Iterator[bool]:
     """Mount a disk with those files, None for one that cannot be read; False if that is forbidden.
 
     A directory's names come without their types, so each is asked for, and what is None is EIO.
+    Opening one of `hung` ends with the process that does it, and not before; `asked` is set then.
     """
     place.mkdir()
     try:
@@ -94,13 +110,17 @@ def odd_disk(place: Path, files: dict[str, bytes | None]) -> Iterator[bool]:
     options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,allow_other"
     command = ["mount", "-i", "-t", "fuse", "-o", options, "odd-disk", str(place)]
     mounted = not subprocess.run(command, pass_fds=[descriptor], timeout=10, check=False).returncode
-    disk = _Disk(files)
+    disk = _Disk(files, hung, asked)
 
     def serve() -> None:
         with contextlib.suppress(OSError):  # ENODEV: it was unmounted
             while request := os.read(descriptor, 1 << 17):
                 _, opcode, unique, node, *_ = _IN.unpack_from(request)
-                reply = disk.answer(opcode, node, request[_IN.size :])
+                if opcode == _INTERRUPT:  # somebody who waits is killed: let go of the kernel
+                    (unique,) = struct.unpack_from("<Q", request, _IN.size)
+                    reply: bytes | int | None = errno.EINTR
+                else:
+                    reply = disk.answer(opcode, node, request[_IN.size :])
                 if reply is not None:
                     error, body = (-reply, b"") if isinstance(reply, int) else (0, reply)
                     os.write(descriptor, _OUT.pack(_OUT.size + len(body), error, unique) + body)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +92,35 @@ def test_one_bad_entry_on_a_real_disk(wuwan: Any, tmp_path: Path, photos: Path) 
         "bad.jpg": "unreadable",
         "c.jpg": None,
     }
+
+
+@pytest.mark.skipif(not ROOT, reason="only root mounts disks")
+def test_a_file_that_cannot_be_opened_to_its_end(wuwan: Any, photos: Path, tmp_path: Path) -> None:
+    """A disk that is gone makes `open()` wait for ever: one record, and the others are tagged."""
+    photo = (photos / "rocket.jpg").read_bytes()
+    files: dict[str, bytes | None] = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg", "d.jpg"), photo)
+    with odd_disk(tmp_path / "disk", files, hung={"b.jpg"}) as mounted:
+        if not mounted:
+            pytest.skip("no FUSE disk may be mounted here")
+        done = wuwan("tag", "--runner=local", tmp_path / "disk", "--timeout", 3)
+    assert done.returncode == 3, done.stderr
+    assert _codes(done.stdout) == {"a.jpg": None, "b.jpg": "timeout", "c.jpg": None, "d.jpg": None}
+    assert b"it could not be opened within 3 s" in done.stdout
+
+
+@pytest.mark.skipif(not ROOT, reason="only root mounts disks")
+def test_a_signal_while_a_file_is_being_opened(photos: Path, tmp_path: Path) -> None:
+    """The run ends at the first one, though a thread of it is in the kernel's hands."""
+    files: dict[str, bytes | None] = {"a.jpg": (photos / "rocket.jpg").read_bytes()}
+    asked = threading.Event()
+    with odd_disk(tmp_path / "disk", files, hung={"a.jpg"}, asked=asked) as mounted:
+        if not mounted:
+            pytest.skip("no FUSE disk may be mounted here")
+        command = [sys.executable, "-m", "wuwan_cli", "tag", "--runner=local", tmp_path / "disk"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as run:
+            assert asked.wait(30)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(10) == -signal.SIGINT
 
 
 # ---------------------------------------------------------------- what was passed over

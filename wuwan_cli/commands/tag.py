@@ -142,7 +142,8 @@ def tag(
         typer.Option(
             "--timeout",
             metavar="SECONDS",
-            help="How long a worker may be silent while it has work, before it is replaced.",
+            help="How long a worker may be silent while it has work, before it is replaced; and "
+            "how long a file may take to be opened.",
         ),
     ] = _DEFAULTS.timeouts.batch,
     image: opts.Image = _DEFAULTS.spec.image,
@@ -177,7 +178,7 @@ def tag(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
         ),
-        timeouts=Timeouts(batch=timeout),
+        timeouts=Timeouts(batch=timeout, open=timeout),
     )
     inputs = Inputs.of(paths or (), files_from, null=null)
     code = _run(

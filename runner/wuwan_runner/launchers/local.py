@@ -89,8 +89,15 @@ class LocalHandle:
     def kill(self) -> None:
         """See `WorkerHandle.kill`."""
         self._process.kill()
-        self._process.wait(timeout=5.0)
-        self.release()
+        try:
+            self._process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:  # in the kernel's hands: a disk or a GPU that is gone
+            raise WorkerUnavailableError(
+                f"worker {self.name} hangs in the kernel and cannot be killed",
+                hint=f"kill -9 {self._process.pid} once what it waits for is back",
+            ) from None
+        finally:
+            self.release()
 
     def release(self) -> None:
         """See `WorkerHandle.release`."""
