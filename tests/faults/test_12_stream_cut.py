@@ -90,7 +90,7 @@ def test_lines_missing_are_never_success(
     album = tools.album(12)
     target = tmp_path / "tags.jsonl"
     front, back = address_of("local", spec), address_of("local", spec, "real")
-    with worker_at(back, "local", spec), Proxy(front, back, lambda _: Plan(outward=2500)):
+    with worker_at(back, "local", spec), Proxy(front, back, lambda _: Plan(outward=1500)):
         faulty_local(WUWAN_FAULT_LOAD="raise")
         arguments = ("tag", album.root, "--runner", "local", "--batch-size", 1)
         done = wuwan(*arguments)

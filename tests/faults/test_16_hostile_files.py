@@ -228,7 +228,7 @@ def test_file_without_permission(tools: Any, tmp_path: Path, photos: Path) -> No
 
     def opened() -> bytes:
         try:
-            os.close(open_file(str(locked).descriptor))
+            os.close(open_file(str(locked)).descriptor)
         except OpenError as error:
             return f"{error.failure.code}: {error.failure.message}".encode()
         return b"opened"

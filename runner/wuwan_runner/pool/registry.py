@@ -102,7 +102,7 @@ def _containers(timeouts: Timeouts) -> list[str]:
                 ]
             }
         )
-    return sorted(container["Labels"][container.LABEL_WORKER] for container in listed)
+    return sorted(one["Labels"][container.LABEL_WORKER] for one in listed)
 
 
 def named(name: str, timeouts: Timeouts) -> RunningWorker:

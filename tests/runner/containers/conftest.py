@@ -37,7 +37,7 @@ def make_container(
 
     def make(*command: str, start: bool = True, name: str = "", **settings: Any) -> str:
         name = name or f"{namespace}-{len(made)}"
-        ours = client.api.create_host_config(init=True, auto_remove=True)
+        ours = client.api.create_host_config(network_mode="none", init=True, auto_remove=True)
         client.api.create_container(
             docker_image, list(command), name=name, **({"host_config": ours} | settings)
         )

@@ -136,7 +136,7 @@ class TestRealDaemon:
         from docker.types import DeviceRequest
 
         devices = [DeviceRequest(driver="wuwan-test-no-such", count=1)]
-        host = client.api.create_host_config(device_requests=devices)
+        host = client.api.create_host_config(network_mode="none", device_requests=devices)
         name = make_container("true", start=False, host_config=host)
         error = refused(lambda other: other.api.start(name))
         assert "could not select device driver" in str(error)

@@ -59,7 +59,7 @@ class TestPostMortem:
     ) -> None:
         """Also where the kernel killed a child, and the container's own exit code is another."""
         host = client.api.create_host_config(
-            auto_remove=True, init=True, mem_limit="32m", memswap_limit="32m"
+            network_mode="none", auto_remove=True, init=True, mem_limit="32m", memswap_limit="32m"
         )
         hungry = "python -c 'print(len(bytes(1) * 200_000_000))'"
         for script, code in ((f"exec {hungry}", 137), (f"{hungry}; exit 1", 1)):

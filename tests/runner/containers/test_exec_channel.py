@@ -198,7 +198,9 @@ class TestAttachment:
         request_here: StartRequest,
     ) -> None:
         """One that does not remove itself makes room for a new one."""
-        name = make_container("false", host_config=client.api.create_host_config())
+        name = make_container(
+            "false", host_config=client.api.create_host_config(network_mode="none")
+        )
         client.api.wait(name, timeout=30)
         old = client.api.inspect_container(name)["Id"]
         assert self.open(client, name, request_here) == "started"
