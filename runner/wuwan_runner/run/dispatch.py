@@ -262,7 +262,7 @@ class Dispatch:
                 self._lost(connection, str(error), Cause.ENDED)
 
     def _fill_private(self, connection: Connection) -> None:
-        if connection.room > 0:
+        if connection.room > 0 and self._in_quarantine:
             if not self._standing.trust:
                 connection.send_images([(self._proof, self._proof.input.open().descriptor)])
             elif self._examined is not None and self._isolated is not None:
