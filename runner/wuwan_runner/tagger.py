@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -35,8 +35,17 @@ def _never(_path: str) -> bool:
     return False
 
 
-def _remaining(inputs: Iterator[Input], done: Callable[[str], bool]) -> Iterator[Input]:
-    return itertools.dropwhile(lambda entry: done(entry.path), inputs)
+def _remaining(
+    inputs: Iterator[Input], done: Callable[[str], bool], over: threading.Event
+) -> Iterator[Input]:
+    """Those that are not done; nothing more once it is over."""
+    skipping = True
+    for entry in inputs:
+        if over.is_set():
+            return
+        skipping = skipping and done(entry.path)
+        if not skipping:
+            yield entry
 
 
 class Tagger:
@@ -100,11 +109,16 @@ class Tagger:
         """
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
-        found = discover((os.fspath(path) for path in paths), self._options.selection, survey)
-        inputs = _remaining(found, done)
-        with closing(Dispatch(inputs, self._pool_for, self._options).run()) as batches:
-            for outcomes in batches:
-                yield [outcome.record for outcome in outcomes]
+        over = threading.Event()  # another thread walks the inputs, and is not to go on
+        named = (os.fspath(path) for path in paths)
+        found = discover(named, self._options.selection, survey, over.is_set)
+        inputs = _remaining(found, done, over)
+        try:
+            with closing(Dispatch(inputs, self._pool_for, self._options).run()) as batches:
+                for outcomes in batches:
+                    yield [outcome.record for outcome in outcomes]
+        finally:
+            over.set()
 
     def warm(self) -> list[Welcome]:
         """Start the workers that a run would use, and return when their models are loaded.

@@ -65,21 +65,26 @@ def run(client: docker.DockerClient, program: Program, *, deadline: float) -> Do
             scratch="/tmp",  # noqa: S108
         ),
     )["Id"]
-    with _removed_in_the_end(client, container, deadline) as late:
-        output, errors = _talk(client, container, program.stdin)
+    with _removed_in_the_end(client, container, deadline) as (late, hang_up):
+        output, errors = _talk(client, container, program.stdin, hang_up)
         return None if late.is_set() else Done(output, errors)
 
 
-def _talk(client: docker.DockerClient, container: str, stdin: bytes) -> tuple[bytes, bytes]:
-    """Start it, and have its standard output and standard error to their end."""
+def _talk(
+    client: docker.DockerClient, container: str, stdin: bytes, ends: contextlib.ExitStack
+) -> tuple[bytes, bytes]:
+    """Start it, and have its standard output and standard error to their end.
+
+    `ends` is closed at the deadline, and hangs up.
+    """
     from docker.utils.socket import demux_adaptor, frames_iter
 
     # Without its log: what is said while the daemon reads that would come twice.
     parameters = {"stdin": int(bool(stdin)), "stdout": 1, "stderr": 1, "stream": 1}
     file = client.api.attach_socket(container, params=parameters)
     raw: socket.socket = getattr(file, "_sock", file)
-    raw.settimeout(None)  # its removal ends it
-    client.api.start(container)
+    raw.settimeout(None)  # its removal ends it, or whoever closes this:
+    ends.callback(_shut, raw)
 
     def write() -> None:
         with contextlib.suppress(OSError):  # it may end before it has read all
@@ -87,28 +92,37 @@ def _talk(client: docker.DockerClient, container: str, stdin: bytes) -> tuple[by
             raw.shutdown(socket.SHUT_WR)
 
     writer = threading.Thread(target=write, name="program-stdin", daemon=True)
-    writer.start()
     output, errors = bytearray(), bytearray()
     try:
+        client.api.start(container)
+        writer.start()
         for kind, data in frames_iter(file, tty=False):  # type: ignore[no-untyped-call]
             out, err = demux_adaptor(kind, data)
             output += out or b""
             errors += err or b""
     finally:
-        with contextlib.suppress(OSError):
-            raw.shutdown(socket.SHUT_RDWR)
-        writer.join(_JOIN)
+        _shut(raw)
+        if writer.ident is not None:
+            writer.join(_JOIN)
         raw.close()
         file.close()
     return bytes(output), bytes(errors)
 
 
+def _shut(raw: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        raw.shutdown(socket.SHUT_RDWR)
+
+
 @contextlib.contextmanager
 def _removed_in_the_end(
     client: docker.DockerClient, container: str, deadline: float
-) -> Iterator[threading.Event]:
-    """The container goes at the end of the block, or at the deadline, which sets the event."""
-    late = threading.Event()
+) -> Iterator[tuple[threading.Event, contextlib.ExitStack]]:
+    """The container goes at the end of the block, or at the deadline.
+
+    The deadline sets the event and closes the stack: the daemon may not hear of the removal.
+    """
+    late, ends = threading.Event(), contextlib.ExitStack()
 
     def remove() -> None:
         with contextlib.suppress(Exception):  # it removes itself as it ends
@@ -116,12 +130,13 @@ def _removed_in_the_end(
 
     def expire() -> None:
         late.set()
+        ends.close()
         remove()
 
     timer = threading.Timer(deadline, expire)
     timer.start()
     try:
-        yield late
+        yield late, ends
     finally:
         timer.cancel()
         timer.join()

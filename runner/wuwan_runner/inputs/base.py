@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 class OpenError(Exception):
     """An input cannot be passed to a worker."""
 
-    def __init__(self, failure: ItemFailure) -> None:
+    def __init__(self, failure: ItemFailure, *, shortage: bool = False) -> None:
+        """
+        Args:
+            failure: for its record.
+            shortage: whether it is not the input's fault, and may work in a moment: no descriptor
+                is free.
+        """
         super().__init__(failure.message)
-        self.failure = failure  # for its record
+        self.failure = failure
+        self.shortage = shortage
 
 
 @dataclass(frozen=True, slots=True)

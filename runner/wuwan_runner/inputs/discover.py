@@ -12,7 +12,7 @@ from wuwan_runner.inputs.files import Found, failure_of
 from wuwan_runner.inputs.survey import Survey, may_be_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from wuwan_runner.options import Selection
     from wuwan_runner.records import ItemFailure
@@ -32,6 +32,10 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return (*key, (2, 0, name))
 
 
+def _never() -> bool:
+    return False
+
+
 class _Entry(NamedTuple):
     """A name in a directory, and what it stands for."""
 
@@ -42,7 +46,10 @@ class _Entry(NamedTuple):
 
 
 def discover(
-    paths: Iterable[str], selection: Selection, survey: Survey | None = None
+    paths: Iterable[str],
+    selection: Selection,
+    survey: Survey | None = None,
+    over: Callable[[], bool] = _never,
 ) -> Iterator[Found]:
     """The images under `paths`, in the order of `paths`, directories in natural order.
 
@@ -57,6 +64,8 @@ def discover(
     `survey` is told what is passed over in directories, unless `include` chose among their files,
     and which paths gave no input: directories in which nothing was found, and what is not there
     and may have been a directory.
+
+    `over` is asked at each step, and ends the walk.
     """
     survey = Survey() if survey is None else survey
     for path in paths:
@@ -69,17 +78,21 @@ def discover(
             yield Found(path, failure)
             continue
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk_root(path, selection, (status.st_dev, status.st_ino), survey)
+            yield from _walk_root(path, selection, (status.st_dev, status.st_ino), survey, over)
         else:
             yield Found(path)
 
 
 def _walk_root(
-    root: str, selection: Selection, identity: tuple[int, int], survey: Survey
+    root: str,
+    selection: Selection,
+    identity: tuple[int, int],
+    survey: Survey,
+    over: Callable[[], bool],
 ) -> Iterator[Found]:
     before = survey.passed_over
     failure, empty = None, True
-    for found in _walk(root, selection, identity, survey):
+    for found in _walk(root, selection, identity, survey, over):
         if found.path == root:
             failure = found.failure
         else:
@@ -94,13 +107,17 @@ def _walk_root(
 
 
 def _walk(
-    root: str, selection: Selection, identity: tuple[int, int], survey: Survey
+    root: str,
+    selection: Selection,
+    identity: tuple[int, int],
+    survey: Survey,
+    over: Callable[[], bool],
 ) -> Iterator[Found]:
     # A stack of our own: trees may be deeper than Python's.
     stack = [(root, identity, _listing(root))]
     above = {identity}
     linked: set[tuple[int, int]] = set()  # directories that links have led to
-    while stack:
+    while stack and not over():
         directory, identity, entries = stack[-1]
         entry = next(entries, None)
         if entry is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ def open_file(path: str) -> Opened:
         _require_regular(os.stat(path))
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
-        raise OpenError(failure_of(error)) from None
+        shortage = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        raise OpenError(failure_of(error), shortage=shortage) from None
     try:
         status = os.fstat(descriptor)
         _require_regular(status)

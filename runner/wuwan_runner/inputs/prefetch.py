@@ -37,11 +37,17 @@ MAX_STUCK = 64
 SLOW = 0.005
 # Asked of the source at once, if it is fast.
 _BURST = 16
+_SHORTAGE = 5.0  # seconds to wait for a descriptor to be free
+_AGAIN = 0.01
 _JOIN = 0.1  # seconds for threads that are not in the hands of the kernel, or of a slow source
 
 
 class StalledError(WuwanError):
     """Where inputs are has stopped answering."""
+
+
+class NoThreadError(WuwanError):
+    """This machine, or this container, gives no thread more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class Prefetch:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """Readable while `take` has something to give, or to raise."""
+        """Readable when `take` has something to give, or the source has ended."""
         return self._wake
 
     @property
@@ -99,8 +105,13 @@ class Prefetch:
     def exhausted(self) -> bool:
         """Whether all inputs have been taken, and nothing is to be opened once more."""
         with self._changed:
-            busy = self._again or self._listed or self._opening or self._ready or self._error
+            busy = self._again or self._listed or self._opening or self._ready
             return self._ended and not busy
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the source has raised: it has ended before its end."""
+        return self._error
 
     @property
     def deadline(self) -> float:
@@ -127,7 +138,10 @@ class Prefetch:
             recent = time.monotonic() - SLOW
             if self._reading is not None and self._reading > recent:
                 return True
-            return self._has_work() or any(since > recent for _, since in self._opening.values())
+            free = len(self._opening) + (self._reading is not None) < len(self._threads)
+            return (free and self._has_work()) or any(
+                since > recent for _, since in self._opening.values()
+            )
 
     def allow(self, demand: int, limit: int) -> None:
         """Set the bounds.
@@ -151,18 +165,18 @@ class Prefetch:
 
         Raises:
             StalledError: if too many opens hang.
-            Exception: what the source has raised, once all before it has been taken.
         """
         with self._changed:
             self._give_up_slow()
             taken = list(self._ready)
             self._ready.clear()
+            # They are the owner's now, who says with `allow` when there is room for others.
+            opened = sum(not isinstance(fetched.result, ItemFailure) for fetched in taken)
+            self._demand = max(0, self._demand - opened)
             self._set_to_work()
             if self._signalled:
                 os.eventfd_read(self._wake)
                 self._signalled = False
-            if not taken and self._error is not None and not (self._listed or self._opening):
-                raise self._error
             return taken
 
     def close(self) -> None:
@@ -211,8 +225,16 @@ class Prefetch:
         slow = time.monotonic() - SLOW
         if self._short_of_threads() and all(since <= slow for _, since in self._opening.values()):
             thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
-            self._threads[id(thread)] = thread
-            thread.start()
+            try:
+                thread.start()  # it waits for the lock that is held here
+            except RuntimeError as error:
+                if not self._threads:
+                    raise NoThreadError(
+                        f"no thread can be started: {error}",
+                        hint="a limit is reached: see `ulimit -u`, or the container's pids limit",
+                    ) from None
+            else:
+                self._threads[id(thread)] = thread
 
     def _give_up_slow(self) -> None:
         too_old = time.monotonic() - self._timeout
@@ -250,15 +272,21 @@ class Prefetch:
         me = id(threading.current_thread())
         item = self._next(me)
         while item is not None:
-            result: Opened | ItemFailure
+            item = self._next(me, Fetched(item, self._open(item)))
+
+    def _open(self, item: Item) -> Opened | ItemFailure:
+        deadline = time.monotonic() + min(_SHORTAGE, self._timeout / 2)
+        while True:
             try:
-                result = item.input.open()
+                return item.input.open()
             except OpenError as error:
-                result = error.failure
+                # Not the file's fault: others are closed as soon as they are sent.
+                if not error.shortage or time.monotonic() > deadline or self._closed:
+                    return error.failure
             except Exception as error:  # of an input's own making: one record, and not the run
                 reason = f"{type(error).__name__}: {error}"
-                result = ItemFailure(ErrorCode.UNREADABLE, reason)
-            item = self._next(me, Fetched(item, result))
+                return ItemFailure(ErrorCode.UNREADABLE, reason)
+            time.sleep(_AGAIN)
 
     def _next(self, me: int, done: Fetched | None = None) -> Item | None:
         """Hand over what is done; what to open next, which counts as being opened.
@@ -282,6 +310,8 @@ class Prefetch:
                     return self._begin(self._listed.popleft(), me)
                 if self._may_read():
                     self._reading = time.monotonic()
+                    if self._reading + SLOW < self._told:  # it may give some, and then block
+                        self._signal()
                     self._changed.release()
                     try:
                         error, ended = self._read()
@@ -304,6 +334,8 @@ class Prefetch:
         """
         try:
             for _ in range(min(_BURST, self._limit - self._count)):
+                if self._closed:
+                    break
                 found = next(self._source, None)
                 if found is None:
                     return None, True

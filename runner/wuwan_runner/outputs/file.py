@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from wuwan_runner.errors import UsageError
@@ -44,9 +45,16 @@ class FileSink:
         self._taken = 0  # bytes of records that were taken over
         self._file = AtomicFile(os.fspath(target), ours=is_partial, fresh=not resume)
         self._earlier = self._file.reader() if resume else None
+        # `take_over` is called in another thread than the rest, and may come too late.
+        self._lock = threading.Lock()
+        self._closed = False
 
     def take_over(self, path: str) -> bool:
         """See `Sink.take_over`."""
+        with self._lock:
+            return not self._closed and self._take_over(path)
+
+    def _take_over(self, path: str) -> bool:
         if self._earlier is None:
             return False
         line = self._earlier.readline()
@@ -97,6 +105,8 @@ class FileSink:
 
     def close(self) -> None:
         """See `Sink.close`."""
-        if self._earlier is not None:
-            self._earlier.close()
-        self._file.close()
+        with self._lock:
+            self._closed = True
+            if self._earlier is not None:
+                self._earlier.close()
+            self._file.close()

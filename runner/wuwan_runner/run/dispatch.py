@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import selectors
 import time
@@ -63,9 +64,10 @@ if TYPE_CHECKING:
     from wuwan_runner.pool.base import WorkerPool
     from wuwan_worker.shared.results import Extras
 
-# Images that are open and not sent, for all workers together. Each takes a descriptor, of which a
-# process has 1,024 by default.
+# Images that are open and not sent, for all workers together: at most, and at most this part of
+# the descriptors that this process may still have (1,024 by default, and some are needed for else).
 MAX_OPEN = 64
+_SHARE = 0.25
 # A warm worker may end between our connecting and its accepting; each time another is found or
 # started. More often than this in a row is no coincidence.
 MAX_RACES = 100
@@ -108,10 +110,12 @@ class Dispatch:
         self._isolated: int | None = None  # its descriptor, until it is sent
         self._index_offset = 0
         self._over_exec = False
+        self._most_open = _most_open()
         self._standing = Standing()
         self._proof = Item(_PROOF, KnownPicture())
         self._careful = False  # a worker was lost with images
-        self._holding = False  # images are held back until a batch is full, for a moment
+        self._holding = False  # images are held back until a batch is full, for a moment:
+        self._held_since: float | None = None
         self._races = 0
         self._racing_since = 0.0
 
@@ -121,7 +125,7 @@ class Dispatch:
         Raises:
             WorkerUnavailableError: if no worker can be had, or none that lives.
             StalledError: if inputs cannot be opened any more.
-            Exception: what the source raises.
+            Exception: what the source has raised, after all before it.
         """
         try:
             while True:
@@ -132,10 +136,13 @@ class Dispatch:
                     break
                 else:
                     self._ensure_workers()
-                    self._holding = False
+                    self._holding = self._may_hold()
                     for connection in list(self._connections):
                         self._fill(connection)
+                    self._ask_for_inputs()
                     self._wait()
+            if self._prefetch.error is not None:
+                raise self._prefetch.error
             self._say_goodbye()
         finally:
             self._close()
@@ -250,9 +257,9 @@ class Dispatch:
                 # company longer than that.
                 if min(room, len(self._opened)) < size:
                     waits = room < size and connection.outstanding
-                    self._holding = self._prefetch.expects_more
                     if waits or self._holding:
                         return
+                self._held_since = None
                 count = min(size, room, len(self._opened))
                 connection.send_images([self._opened.popleft() for _ in range(count)])
         except ConnectionLostError as error:
@@ -260,6 +267,20 @@ class Dispatch:
             self._read(connection)
             if connection in self._connections:
                 self._lost(connection, str(error), Cause.ENDED)
+
+    def _may_hold(self) -> bool:
+        """Whether to wait until a batch is full: only as long as it is likely to be so at once."""
+        if not self._opened or not self._prefetch.expects_more:
+            self._held_since = None
+            return False
+        now = time.monotonic()
+        self._held_since = now if self._held_since is None else self._held_since
+        return now < self._held_since + SLOW
+
+    def _ask_for_inputs(self) -> None:
+        """Have more opened, if there is room for them."""
+        self._window.fit(sum(c.welcome.credits for c in self._connections if c.welcome))
+        self._prefetch.allow(max(0, self._most_open - len(self._opened)), self._window.limit)
 
     def _fill_private(self, connection: Connection) -> None:
         if connection.room > 0 and self._in_quarantine:
@@ -279,8 +300,6 @@ class Dispatch:
         """Wait for an input, for a worker's answer, or for the first deadline."""
         if self._window.ready or self._short_of_workers:
             return
-        self._window.fit(sum(c.welcome.credits for c in self._connections if c.welcome))
-        self._prefetch.allow(max(0, MAX_OPEN - len(self._opened)), self._window.limit)
         deadlines = [connection.deadline for connection in self._connections]
         deadline = min([*deadlines, self._prefetch.deadline])
         if self._holding:
@@ -467,6 +486,7 @@ class Dispatch:
             case Verdict.START_FAILED if loss.start_error is not None:
                 raise loss.start_error
             case Verdict.LOOK_AGAIN:
+                self._elsewhere(connection, items)
                 self._count_race("" if loss.start_error is not None else report)
                 return
             case Verdict.NOT_UP:
@@ -538,15 +558,25 @@ class Dispatch:
                         break
 
     def _close(self) -> None:
-        self._prefetch.close()
-        protocol.close_all(descriptor for _, descriptor in self._opened)
+        with contextlib.ExitStack() as ends:  # each of them, whatever happens to another
+            ends.callback(self._selector.close)
+            for connection in self._connections.copy():
+                ends.callback(self._remove, connection)
+            ends.callback(protocol.close_all, [descriptor for _, descriptor in self._opened])
+            if self._isolated is not None:
+                ends.callback(protocol.close_all, [self._isolated])
+            ends.callback(self._prefetch.close)
         self._opened.clear()
-        if self._isolated is not None:
-            protocol.close_all([self._isolated])
-            self._isolated = None
-        for connection in list(self._connections):
-            self._remove(connection)
-        self._selector.close()
+        self._isolated = None
+
+
+def _most_open() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        free = limit - len(os.listdir("/proc/self/fd"))
+    except OSError:  # no /proc
+        free = limit // 2
+    return max(1, min(MAX_OPEN, int(free * _SHARE)))
 
 
 def _extras(result: Result) -> Extras | None:

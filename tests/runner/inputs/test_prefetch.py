@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from wuwan_runner.inputs import prefetch
 from wuwan_runner.inputs.base import Opened, OpenError
-from wuwan_runner.inputs.prefetch import Fetched, Prefetch, StalledError
+from wuwan_runner.inputs.prefetch import Fetched, NoThreadError, Prefetch, StalledError
 from wuwan_runner.records import ItemFailure
 from wuwan_worker.shared.protocol import ErrorCode
 
@@ -58,8 +58,9 @@ def content(fetched: Fetched) -> str:
         os.close(fetched.result.descriptor)
 
 
-def wait(inputs: Prefetch) -> None:
+def wait(inputs: Prefetch, demand: int = 64, limit: int = 1_000_000) -> None:
     """Until there is something to take, or it is time to look; as a run does."""
+    inputs.allow(demand, limit)
     timeout = min(max(0.0, inputs.deadline - time.monotonic()), DEADLINE)
     select.select([inputs], [], [], timeout)
 
@@ -142,7 +143,7 @@ def test_bounds(demand: int, limit: int) -> None:
     try:
         while len(numbers) < (limit if demand else 0):
             assert time.monotonic() < deadline
-            wait(inputs)
+            wait(inputs, demand, limit)
             more = inputs.take()
             assert len(more) <= demand
             for one in more:
@@ -253,8 +254,8 @@ def test_once_more() -> None:
     inputs.close()
 
 
-def test_an_error_of_the_source_comes_last() -> None:
-    """What was there before it is taken first; then it is raised where the run is."""
+def test_an_error_of_the_source_is_its_end() -> None:
+    """What was there before it can be taken; then whoever owns it looks at the error."""
 
     def source() -> Iterator[Memory]:
         yield Memory("a")
@@ -263,8 +264,8 @@ def test_an_error_of_the_source_comes_last() -> None:
 
     inputs = opened(source())
     assert sorted(content(one) for one in taken(inputs, 2)) == ["a", "b"]
-    with pytest.raises(KeyError, match="broke off"):
-        taken(inputs, 1)
+    assert everything(inputs) == []
+    assert isinstance(inputs.error, KeyError)
     inputs.close()
 
 
@@ -290,6 +291,74 @@ def test_a_source_that_waits_holds_up_nobody() -> None:
     inputs.close()
     assert time.monotonic() - begin < 5
     go_on.set()
+
+
+def test_what_blocks_after_it_gave_some_holds_up_none_of_them() -> None:
+    """Whoever waits for what comes next is told of what has come, though no thread opens it yet."""
+    go_on, some = threading.Event(), 5
+
+    def source() -> Iterator[Memory]:
+        yield Memory("first")
+        assert go_on.wait(DEADLINE)
+        yield from (Memory(f"{number}") for number in range(some))
+        assert threading.Event().wait(0.5) is False
+        yield Memory("last")
+
+    inputs = opened(source())
+    assert content(taken(inputs, 1)[0]) == "first"
+    while inputs.deadline != float("inf"):  # nothing is expected any more
+        wait(inputs)
+        assert inputs.take() == []
+    begin = time.monotonic()
+    go_on.set()
+    found = taken(inputs, some)
+    assert time.monotonic() - begin < 0.4
+    assert sorted(content(one) for one in found) == [str(number) for number in range(some)]
+    assert [content(one) for one in everything(inputs)] == ["last"]
+    inputs.close()
+
+
+def test_no_descriptor_is_free_for_a_moment() -> None:
+    """That is no fault of the file: it is opened once there is one."""
+
+    class Short(Memory):
+        def open(self) -> Opened:
+            if self.times < 3:
+                self.times += 1
+                failure = ItemFailure(ErrorCode.UNREADABLE, "Too many open files")
+                raise OpenError(failure, shortage=True)
+            return super().open()
+
+    inputs = opened([Short("a"), Memory("b", bad="gone")])
+    assert sorted(content(one) for one in everything(inputs)) == ["a", "unreadable: gone"]
+    inputs.close()
+
+
+def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one is needed; more are not, and one that works goes on alone."""
+    start = threading.Thread.start
+    most = 0
+
+    def limited(thread: threading.Thread) -> None:
+        if sum(one.name == "prefetch" for one in threading.enumerate()) >= most:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    inputs = Prefetch(iter([Memory("a")]), timeout=1.0)
+    with pytest.raises(NoThreadError):
+        inputs.allow(64, 64)
+    inputs.close()
+    most = 1
+
+    class Slow(Memory):
+        def open(self) -> Opened:
+            assert threading.Event().wait(3 * prefetch.SLOW) is False
+            return super().open()
+
+    inputs = opened(Slow(f"{number}") for number in range(5))
+    assert len([content(one) for one in everything(inputs)]) == 5
+    inputs.close()
 
 
 def test_nothing_is_left_open() -> None:
