@@ -225,3 +225,18 @@ def test_nothing_stays_open(target: Path, partial: Path) -> None:
     with contextlib.closing(FileSink(target)) as sink:
         sink.commit()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_whoever_comes_after_its_end_changes_nothing(tmp_path: Path) -> None:
+    """`take_over` is called in another thread, which may be late: the number is another file's."""
+    target = tmp_path / "out.jsonl"
+    with contextlib.closing(FileSink(target)) as sink:
+        sink.write([Record(path="a.jpg", model="m"), Record(path="b.jpg", model="m")])
+    late = FileSink(target, resume=True)
+    assert late.take_over("a.jpg")
+    late.close()
+    other = tmp_path / "other"
+    other.write_text("of somebody else")
+    with other.open("r+"):  # it may have got the same number
+        assert not late.take_over("c.jpg")
+    assert other.read_text() == "of somebody else"

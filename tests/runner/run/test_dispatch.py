@@ -272,6 +272,42 @@ def test_a_consumer_that_stops_stops_the_run(files: dict[str, str]) -> None:
         worker.release()
 
 
+def test_a_source_that_breaks_off(files: dict[str, str]) -> None:
+    """What it gave before has its records, all of it; then its error ends the run."""
+
+    def source() -> Iterator[Found]:
+        for _ in range(100):
+            yield Found(files["label"])
+        raise OSError("the list cannot be read any more")
+
+    world, options = World(ordered), TagOptions()
+    records: list[Record] = []
+    with pytest.raises(OSError, match="cannot be read any more"):
+        for batch in Dispatch(source(), lambda _: world.pool(options), options).run():
+            records += [outcome.record for outcome in batch]
+    for worker in world.workers:
+        worker.release()
+    assert codes(records) == ["label"] * 100
+
+
+def test_warming_up_does_not_spin(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may take a minute to load; whoever waits for it sleeps."""
+    world, options = World(ordered), TagOptions()
+    waits = 0
+    wait = Dispatch._wait
+
+    def counted(self: Dispatch) -> None:
+        nonlocal waits
+        waits += 1
+        wait(self)
+
+    monkeypatch.setattr(Dispatch, "_wait", counted)
+    assert Dispatch(iter(()), lambda _: world.pool(options), options).warm()
+    assert waits < 10
+    for worker in world.workers:
+        worker.release()
+
+
 def test_the_proof_is_a_picture(tmp_path: Path) -> None:
     """The real decoder takes it, and it is not of one colour."""
     image = pytest.importorskip("PIL.Image")
