@@ -282,9 +282,13 @@ def test_a_source_that_breaks_off(files: dict[str, str]) -> None:
 
     world, options = World(ordered), TagOptions()
     records: list[Record] = []
-    with pytest.raises(OSError, match="cannot be read any more"):
+
+    def tag() -> None:
         for batch in Dispatch(source(), lambda _: world.pool(options), options).run():
-            records += [outcome.record for outcome in batch]
+            records.extend(outcome.record for outcome in batch)
+
+    with pytest.raises(OSError, match="cannot be read any more"):
+        tag()
     for worker in world.workers:
         worker.release()
     assert codes(records) == ["label"] * 100
