@@ -15,8 +15,8 @@ import ctypes
 import errno
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _SET_MODE_FILTER, _TSYNC = 1, 1
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # | errno
@@ -36,8 +36,7 @@ _COMMON = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Machine:
+class _Machine(NamedTuple):
     """An architecture's numbers."""
 
     audit: int  # AUDIT_ARCH_…, linux/audit.h
