@@ -160,6 +160,8 @@ def _load(
 
         if keeper is not None:
             compile_cache.hand_to(keeper)
+            if arguments.device == "cuda":
+                keeper.settle()  # only networks on the CPU are kept
         threads = cores.available()
         levels = labels.read(model)
         # Loading is native code for the most part, so the decoders' imports and the first images

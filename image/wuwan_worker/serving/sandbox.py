@@ -19,8 +19,9 @@ from wuwan_worker.shared import landlock, seccomp
 log = logging.getLogger(__name__)
 
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38  # prctl(2)
-# What CUDA opens for writing: its devices; under WSL there is but one, of another name.
-_GPU_DEVICES = ("nvidia*", "nvidia-caps/*", "dxg")
+# What CUDA opens for writing: its devices, and those under them; of other names on Jetson and WSL.
+_GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
+_MODPROBE_TIMEOUT = 10.0  # seconds
 # What is written there goes nowhere.
 _NOWHERE = (Path("/dev/null"),)
 
@@ -32,6 +33,8 @@ def enter(*, gpu: bool) -> None:
         gpu: whether CUDA will be used: then its devices may be written to, and sockets be made,
             since its driver library uses some of its own.
     """
+    if gpu:
+        _make_gpu_devices()
     no_core_dumps()
     held = []
     if _prctl(_PR_SET_NO_NEW_PRIVS, 1):
@@ -64,6 +67,22 @@ def no_core_dumps() -> None:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def _make_gpu_devices() -> None:
+    """What CUDA's library would do itself, by a program that is root's and would not be any longer.
+
+    On a machine without a display /dev/nvidia-uvm may be missing until somebody computes.
+    """
+    import shutil
+    import subprocess
+
+    control, memory = (Path("/dev") / name for name in ("nvidiactl", "nvidia-uvm"))
+    if control.exists() and not memory.exists() and (program := shutil.which("nvidia-modprobe")):
+        try:
+            subprocess.run([program, "-u", "-c=0"], timeout=_MODPROBE_TIMEOUT, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            log.info("sandbox: the GPU's devices may be missing: %s", error)
 
 
 def _gpu_devices() -> list[Path]:
