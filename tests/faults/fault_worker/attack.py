@@ -101,6 +101,8 @@ def _attempts(photo: int, files: Path) -> Iterator[tuple[str, Callable[[], objec
     yield "kill", lambda: os.kill(victim, signal.SIGKILL)
     yield "kill by descriptor", lambda: signal.pidfd_send_signal(os.pidfd_open(victim), 9)
     yield "memory", lambda: os.open(f"/proc/{victim}/mem", os.O_RDWR)
+    yield "read memory", lambda: os.open(f"/proc/{victim}/mem", os.O_RDONLY)
+    yield "environment of others", lambda: Path(f"/proc/{victim}/environ").read_bytes()
     yield "name of others", lambda: Path(f"/proc/{victim}/comm").write_text("x")
     yield "ptrace", lambda: _system("ptrace", 16, victim, 0, 0)
     yield "shared memory", lambda: _system("shmget", 0, 4096, 0o1600)

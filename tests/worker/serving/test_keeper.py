@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import wuwan_worker
 from wuwan_worker.backends.openvino import compile_cache
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Worker
+
+DEADLINE = 20.0  # seconds
 PACKAGES = Path(wuwan_worker.__file__).parents[1]
 _PREAMBLE = """
 import os, sys, time
@@ -76,3 +84,15 @@ def test_bytecode_is_kept(tmp_path: Path) -> None:
     )
     assert list(library.glob("__pycache__/module.*.pyc"))
     assert not (elsewhere / "__pycache__").exists()
+
+
+def test_a_real_worker(worker: Callable[..., Worker], cache: Path) -> None:
+    """Its first start leaves its network behind for the next one."""
+    process = worker("--first-client-timeout", "600")
+    deadline = time.monotonic() + DEADLINE
+    while not list(cache.glob("*.blob")):
+        assert time.monotonic() < deadline, process.stop()
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 0
+    assert "not kept" not in process.stop()

@@ -24,6 +24,7 @@ def said(
 ) -> pytest.LogCaptureFixture:
     """The log; nothing of it is done to this process."""
     monkeypatch.setattr(sandbox, "no_core_dumps", lambda: None)
+    monkeypatch.setattr(sandbox, "_make_gpu_devices", lambda: None)
     monkeypatch.setattr(sandbox, "_prctl", lambda *_: True)
     monkeypatch.setattr(landlock, "restrict", lambda _: 7)
     monkeypatch.setattr(seccomp, "restrict", lambda **_: None)
