@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wuwan_worker import __version__, cores
+from wuwan_worker.serving import sandbox
+from wuwan_worker.serving.keeper import Keeper
 from wuwan_worker.serving.lifecycle import FIRST_CLIENT_TIMEOUT, PARK_AFTER, Lifecycle
 from wuwan_worker.serving.server import CREDITS, Identity, Server
 from wuwan_worker.shared import bundle, peers, protocol
@@ -135,13 +137,31 @@ def _adopt(path: str) -> _Endpoint:
                 frame.close()
 
 
-def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -> None:
+def _keeper(arguments: argparse.Namespace) -> Keeper | None:
+    """Who writes what is to be kept; None in a container, which has nowhere to keep it."""
+    if arguments.listen_fd is None:
+        return None
+    try:
+        return Keeper()
+    except OSError as error:
+        log.info("nothing can be kept for the next start: %s", error)
+        return None
+
+
+def _load(
+    server: Server, model: bundle.Bundle, arguments: argparse.Namespace, keeper: Keeper | None
+) -> None:
     """Load libraries and weights; the loader thread's work."""
     try:
         # Imported here: they take most of the start-up, and clients can queue meanwhile.
         from wuwan_worker import backends
+        from wuwan_worker.backends.openvino import compile_cache
         from wuwan_worker.shared import labels
 
+        if keeper is not None:
+            compile_cache.hand_to(keeper)
+            if arguments.device == "cuda":
+                keeper.settle()  # only networks on the CPU are kept
         threads = cores.available()
         levels = labels.read(model)
         # Loading is native code for the most part, so the decoders' imports and the first images
@@ -171,6 +191,10 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
                     FatalCode.BACKEND, f"inference failed: {error}", EXIT_BACKEND
                 ),
             )
+            if keeper is not None:
+                # No image has a say in what is kept. With nothing to load nothing will be.
+                loading.add_done_callback(lambda _: keeper.settle())
+                keeper.settled.wait()
             engine.start_decoding()
             backend = loading.result()
         engine.start(backend)
@@ -179,6 +203,8 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
         )
         # Modules and labels stay: no collection needs to look at them again.
         gc.freeze()
+        if keeper is not None:
+            keeper.close()
     except Exception as error:
         log.exception("the model does not load")
         server.fail(FatalCode.MODEL, str(error), EXIT_MODEL)
@@ -238,8 +264,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.drain())
+    keeper = _keeper(arguments)
+    # What a thread has given up is inherited by those that it starts, and by no others: so here.
+    sandbox.enter(gpu=arguments.device == "cuda")
     loader = threading.Thread(
-        target=_load, args=(server, model, arguments), name="loader", daemon=True
+        target=_load, args=(server, model, arguments, keeper), name="loader", daemon=True
     )
     loader.start()
     started = time.monotonic()

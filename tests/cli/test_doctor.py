@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from wuwan_runner.doctor import checks
 from wuwan_runner.doctor.checks import Check, Outcome
+from wuwan_worker.shared import landlock
 from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:
@@ -88,6 +91,26 @@ def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert checks.directory("log", [closed, open_]).outcome is Outcome.WARN
     assert checks.directory("log", [closed]).outcome is Outcome.FAIL
     assert checks.directory("cache", [closed]).outcome is Outcome.WARN
+
+
+def test_the_sandbox_of_this_kernel() -> None:
+    """What local workers give up is said by version; none is a warning with a way out."""
+    check = checks.sandbox()
+    assert "Landlock" in check.detail
+    assert (check.outcome is Outcome.OK) == ("no Landlock" not in check.detail)
+
+
+def test_a_kernel_without_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local runner still works: it is no failure, and containers are the advice."""
+
+    def none() -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(landlock, "abi", none)
+    check = checks.sandbox()
+    assert check.outcome is Outcome.WARN
+    assert "Function not implemented" in check.detail
+    assert "--runner docker" in check.advice
 
 
 @pytest.mark.parametrize(

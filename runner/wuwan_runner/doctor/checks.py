@@ -23,7 +23,7 @@ from wuwan_runner.launchers import local
 from wuwan_runner.options import Timeouts
 from wuwan_runner.wire import address, control
 from wuwan_worker import __version__
-from wuwan_worker.shared import bundle, labels, private_dir, protocol
+from wuwan_worker.shared import bundle, labels, landlock, private_dir, protocol, seccomp
 from wuwan_worker.shared.private_dir import PrivateDir
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def run(scope: Scope) -> list[Check]:
         ("wuwan", lambda: [Check("wuwan", Outcome.OK, __version__)]),
         ("Docker daemon", lambda: docker(scope)),
         ("local libraries", lambda: [local_libraries()]),
+        ("sandbox", lambda: [sandbox()]),
         ("local GPU", lambda: [local_gpu()]),
         ("models", models),
         ("sockets", lambda: [sockets()]),
@@ -236,6 +237,22 @@ def local_libraries() -> Check:
         except importlib.metadata.PackageNotFoundError:  # put there by hand
             versions.append(name)
     return Check("local libraries", Outcome.OK, ", ".join(versions))
+
+
+def sandbox() -> Check:
+    """What a local worker gives up on this kernel, so that a photo can take over no more."""
+    filtered = f"seccomp: {seccomp.HOLDS}" if seccomp.offered() else "no seccomp"
+    try:
+        version = landlock.abi()
+    except OSError as error:
+        return Check(
+            "sandbox",
+            Outcome.WARN,
+            f"no Landlock ({error.strerror}): a local worker could write to your files; {filtered}",
+            "a kernel from 5.13 on with `landlock` in its `lsm=`; or use --runner docker",
+        )
+    detail = f"Landlock ABI {version}: {landlock.holds(version)}; {filtered}"
+    return Check("sandbox", Outcome.OK if seccomp.offered() else Outcome.WARN, detail)
 
 
 def models() -> list[Check]:

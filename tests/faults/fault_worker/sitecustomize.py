@@ -8,6 +8,8 @@ an order to the decoder::
     FAULT:sleep:SECONDS   the decoder hangs that long, outside of Python's control
     FAULT:freeze:SECONDS  the same with the interpreter's lock held: the whole worker stands still
     FAULT:hungry          memory is taken until the kernel says no
+    FAULT:attack          what a decoder that was taken over tries (`attack.py`); the log says how
+                          far it came
 
 and by the environment::
 
@@ -46,7 +48,7 @@ def _eat() -> None:
         hoard.append(block)
 
 
-def _obey(order: str) -> None:
+def _obey(order: str, descriptor: int = -1) -> None:
     kind, _, detail = order.partition(":")
     if kind == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -59,6 +61,10 @@ def _obey(order: str) -> None:
         ctypes.PyDLL(None).usleep(int(float(detail) * 1e6))
     elif kind == "hungry":
         _eat()
+    elif kind == "attack":
+        import attack
+
+        attack.run(descriptor)
     elif kind == "raise":
         raise RuntimeError("the fault that was ordered")
 
@@ -70,7 +76,7 @@ def _patch_decode(module: ModuleType) -> None:
     def decode(descriptor: int, *arguments: Any, **options: Any) -> Any:
         head = os.pread(descriptor, 64, 0)
         if head.startswith(_MARK):
-            _obey(head.split(b"\n", 1)[0][len(_MARK) :].decode())
+            _obey(head.split(b"\n", 1)[0][len(_MARK) :].decode(), descriptor)
         time.sleep(delay)
         return original(descriptor, *arguments, **options)
 

@@ -824,6 +824,8 @@ def test_hostile_peers_leave_a_worker_as_it_was(
     steady.hello()
     steady.send_images([0], (photos / "chelsea.png").read_bytes())
     steady.items(1)
+    if not os.access(f"/proc/{warm.process.pid}/fd", os.R_OK):
+        pytest.skip("only root may list a worker's descriptors")
     before = warm.descriptors()
     for turn in range(60):
         client = connect(warm.name)

@@ -131,13 +131,18 @@ def _compiled(
     sizes = [file.stat().st_size for file in files]
     key = f"{__version__} {ov.__version__} {bundle.fingerprint} {sizes} {BATCH_SIZE}{precision}"
     keep = compile_cache.suits(files)
+    if not keep:
+        compile_cache.nothing_to_keep()
     if keep and (kept := compile_cache.read(key)):
         name, _, blob = kept.partition(b"\n")
         precision = name.decode()
         try:
-            return core.import_model(blob, "CPU", _options(threads, precision)), precision
+            compiled = core.import_model(blob, "CPU", _options(threads, precision))
         except RuntimeError as error:
             log.info("compiling anew: %s", str(error).strip().splitlines()[-1])
+        else:
+            compile_cache.nothing_to_keep()
+            return compiled, precision
     model = _read(core, bundle, path)
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     compiled = core.compile_model(
@@ -146,7 +151,7 @@ def _compiled(
     precision = compiled.get_property(props.hint.inference_precision).to_string()
     precision = "int8" if quantised else precision
     if keep:
-        compile_cache.write(key, precision.encode() + b"\n" + compiled.export_model().getvalue())
+        compile_cache.keep(key, precision.encode() + b"\n" + compiled.export_model().getvalue())
     return compiled, precision
 
 

@@ -4,6 +4,8 @@ The container image brings them along, compiled when it was built; a local worke
 user's cache directory. Whether a file fits this machine is OpenVINO's own check: it refuses what
 another version or another instruction set has written. That a file is whole is checked here, since
 it goes to native code that trusts it.
+
+A worker may write no file, so it hands what it has compiled to its `keeper`, a process that may.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +31,43 @@ KEPT = 8  # files; older ones belong to bundles and versions that are gone
 _OURS = re.compile(r"[0-9a-f]{32}\.(blob|[0-9a-f]{8})")
 
 log = logging.getLogger(__name__)
+
+
+class Keeper(Protocol):
+    """Who writes the file in place of this process."""
+
+    def keep(self, key: str, network: bytes) -> None:
+        """See `write`. Logs what goes wrong."""
+        ...
+
+    def settle(self) -> None:
+        """Nothing will come."""
+        ...
+
+
+_keeper: Keeper | None = None
+
+
+def hand_to(keeper: Keeper) -> None:
+    """From now on what is to be kept goes to `keeper`; for the whole process."""
+    global _keeper
+    _keeper = keeper
+
+
+def keep(key: str, data: bytes) -> None:
+    """Have `data` written under `key`, here or by the keeper."""
+    if _keeper is None:
+        write(key, data)
+    elif len(data) > MAX_BYTES:
+        _keeper.settle()
+    else:
+        _keeper.keep(key, data)
+
+
+def nothing_to_keep() -> None:
+    """There is a file already, or there will not be one."""
+    if _keeper is not None:
+        _keeper.settle()
 
 
 def directory() -> PrivateDir:
