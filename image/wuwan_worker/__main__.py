@@ -170,6 +170,7 @@ def _load(server: Server, model: bundle.Bundle, arguments: argparse.Namespace) -
                 failed=lambda error: server.fail(
                     FatalCode.BACKEND, f"inference failed: {error}", EXIT_BACKEND
                 ),
+                hanging=server.hanging,
             )
             engine.start_decoding()
             backend = loading.result()

@@ -94,6 +94,42 @@ def test_endless_decode(tools: Any, wuwan: Any, faulty: tuple[Any, ...]) -> None
     assert records[3]["error"]["code"] == "timeout"
 
 
+def test_the_worker_itself_gives_up_what_takes_too_long(
+    tools: Any, wuwan: Any, faulty_local: Any
+) -> None:
+    """One bomb among others: its worker says so, is not lost, and answers the others meanwhile."""
+    faulty_local(WUWAN_FAULT_PATIENCE="1")
+    album = tools.album(12, {3: "sleep:600"})
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 60, "--timeout", 60)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    assert records[3]["error"] == {
+        "code": "timeout",
+        "message": "it was not decoded within 1.0 s",
+    }
+    assert b"was lost" not in done.stderr
+    # Idle, it gives back what the decoder holds, though its TTL is not over.
+    tools.eventually(lambda: not tools.inventory.all(), 20, "the worker is gone")
+
+
+@pytest.mark.timeout(240)
+def test_workers_that_lose_decoders_are_replaced(tools: Any, wuwan: Any, faulty_local: Any) -> None:
+    """After three the worker drains, and another one takes over; nobody is blamed for it."""
+    faulty_local(WUWAN_FAULT_PATIENCE="1")
+    bombs = [0, 1, 2, 10, 11, 12, 13, 30]
+    album = tools.album(40, dict.fromkeys(bombs, "sleep:600"))
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 60, "--timeout", 60, timeout=200)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    failed = {number: record["error"]["code"] for number, record in enumerate(records)
+              if "error" in record}  # fmt: skip
+    assert failed == dict.fromkeys(bombs, "timeout")
+    assert b"was lost" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_decoder_that_stops_the_whole_worker(tools: Any, wuwan: Any, faulty_local: Any) -> None:
     """Native code that keeps the interpreter's lock: the worker's I/O thread hangs with it."""
     faulty_local()

@@ -205,6 +205,19 @@ class Server:
 
         self.post(apply)
 
+    def hanging(self, count: int, stuck: bool) -> None:
+        """So many decoders were written off and have not ended; for the engine's threads.
+
+        Args:
+            count: how many.
+            stuck: whether others wait for what they hold.
+        """
+
+        def apply() -> None:
+            self._lifecycle.hanging, self._lifecycle.stuck = count, stuck
+
+        self.post(apply)
+
     def drain(self) -> None:
         """Take nothing more, answer what was received, end. Safe in a signal handler."""
         self.post(self._drain)
@@ -220,6 +233,7 @@ class Server:
                 self._expire_silent()
                 self._watch_listener()
                 self._park_if_due()
+                self._retire_if_due()
             self._close_listener()
             self._flush_all()
         finally:
@@ -296,6 +310,24 @@ class Server:
         if self._lifecycle.park_left == 0.0:
             self._lifecycle.asked_to_park()
             self._park()
+
+    def _retire_if_due(self) -> None:
+        """Because of decoders that do not come back."""
+        if self._over:
+            return
+        if self._lifecycle.spent:
+            log.warning(
+                "%d decoders were written off%s: what is unanswered goes elsewhere",
+                self._lifecycle.hanging,
+                ", and others wait for what they hold" if self._lifecycle.stuck else "",
+            )
+            self._close_listener()
+            self._lifecycle.drain()
+            for client in list(self._clients.values()):
+                self._perform(client, client.session.let_go())
+            self._over = True
+        elif self._lifecycle.worn:
+            self._drain()
 
     # ------------------------------------------------------------ one client
 

@@ -206,6 +206,14 @@ class ClientSession:
         self._draining = True
         return self._finished()
 
+    def let_go(self) -> list[Action]:
+        """The client is to go elsewhere, with what it has unanswered: it has its Done at once."""
+        if self.closing:
+            return []
+        self.closing = True
+        trailer = [Send(Done(count=self.answered))] if self.tagging else []
+        return [*trailer, Close()]
+
     def close(self) -> None:
         """The server ends the connection for a reason of its own."""
         self.closing = True

@@ -512,6 +512,50 @@ def test_a_hello_during_draining_is_done_at_once(serve: Serve, connect: Connect)
     assert running.join() == 0
 
 
+def test_decoders_that_hang_end_a_worker_that_has_nothing_to_do(
+    serve: Serve, connect: Connect
+) -> None:
+    """What was received is answered before; the client is told as in any drain."""
+    running = serve()
+    client = connect(running.name)
+    client.hello()
+    client.send_images([1, 2], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 2)
+    running.server.hanging(1, False)
+    running.answer(2)
+    assert client.items(2).keys() == {1, 2}
+    assert client.ended() == [Done(count=2)]
+    assert running.join() == 0
+
+
+@pytest.mark.parametrize(("hanging", "stuck"), [(3, False), (1, True)])
+def test_a_spent_worker_ends_at_once(
+    serve: Serve,
+    connect: Connect,
+    descriptors: Callable[[], list[str]],
+    hanging: int,
+    stuck: bool,
+) -> None:
+    """With images unanswered, which Done does not count; late answers of theirs go nowhere."""
+    running = serve()
+    client, other = connect(running.name), connect(running.name)
+    client.hello()
+    other.hello(tagging=False)
+    client.send_images([1, 2, 3], b"")
+    running.answer(1)
+    client.items(1)
+    job = running.server.jobs.get()
+    assert job is not None
+    running.server.hanging(hanging, stuck)
+    assert client.ended() == [Done(count=1)]
+    assert other.ended() == []
+    assert running.join() == 0
+    os.close(job.descriptor)
+    running.server.answer(job.client, [_large(job.id, 1)])
+    running.server.hanging(0, False)
+    assert not [name for name in descriptors() if "wuwan-image" in name]
+
+
 def test_unread_answers_end_the_end(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,116 @@
+"""Who looks at the clock while images are decoded, and gives up those that take too long.
+
+A decoder in C cannot be stopped. Its thread is *written off*: the image has its answer, another
+thread takes the place, and what the thread holds (its memory, a core) is lost until it ends by
+itself, or the worker does.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from wuwan_worker.decoding.patience import Limits, Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wuwan_worker.jobs import Job
+
+
+class Attempt:
+    """One image that is being decoded."""
+
+    def __init__(self, job: Job, limits: Limits) -> None:
+        self.job = job
+        self.patience = Patience(limits)
+
+
+class Overdue:
+    """Owns the thread that looks, which sleeps while nothing is decoded."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        given_up: Callable[[Attempt], None],
+        hanging: Callable[[int, bool], None],
+    ) -> None:
+        """
+        Args:
+            limits: for each image.
+            given_up: told once for each attempt that is overdue, without a lock.
+            hanging: told, whenever that changes, how many threads are written off and have not
+                ended, and whether others have waited for long for what those may hold.
+        """
+        self._limits = limits
+        self._given_up = given_up
+        self._hanging = hanging
+        self._changed = threading.Condition()
+        self._going: set[Attempt] = set()
+        self._lost: set[Attempt] = set()
+        self._asleep = False  # until something begins
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="overdue", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def close(self, timeout: float) -> None:
+        """End the thread; wait for it at most `timeout` seconds."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def begin(self, job: Job) -> Attempt:
+        """An image is taken up; its clock runs."""
+        attempt = Attempt(job, self._limits)
+        with self._changed:
+            self._going.add(attempt)
+            # Else it looks in time: no limit is shorter than what it sleeps. To wake it for each
+            # image would cost the decoder its core.
+            if self._asleep:
+                self._changed.notify()
+        return attempt
+
+    def end(self, attempt: Attempt) -> bool:
+        """Its decoder has come back. False if it was given up: then nothing of it counts."""
+        with self._changed:
+            if attempt in self._going:
+                self._going.remove(attempt)
+                return True
+            self._lost.remove(attempt)
+            self._changed.notify()  # so that it is told
+        return False
+
+    def _run(self) -> None:
+        told = (0, False)
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                late = [attempt for attempt in self._going if attempt.patience.left <= 0]
+                self._going.difference_update(late)
+                self._lost.update(late)
+                # Whatever they wait for, it would have come by now if somebody still gave it back.
+                stuck = bool(self._lost) and any(
+                    attempt.patience.waited > self._limits.base for attempt in self._going
+                )
+                found = (len(self._lost), stuck)
+                if not late and found == told:
+                    self._sleep()
+                    continue
+            for attempt in late:
+                self._given_up(attempt)
+            self._hanging(*found)
+            told = found
+
+    def _sleep(self) -> None:
+        """Until the first one is due, or may have waited too long; called with the lock."""
+        self._asleep = not self._going
+        left = [attempt.patience.left for attempt in self._going]
+        self._changed.wait(min(max(0.0, min(left)), self._limits.base) if left else None)
+        self._asleep = False
