@@ -8,6 +8,7 @@ itself, or the worker does.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from wuwan_worker.decoding.patience import Limits, Patience
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wuwan_worker.jobs import Job
+
+_LOOKS = 5  # in `base` seconds: each is a chance to notice that the whole process stood still
 
 
 class Attempt:
@@ -109,8 +112,17 @@ class Overdue:
             told = found
 
     def _sleep(self) -> None:
-        """Until the first one is due, or may have waited too long; called with the lock."""
+        """Until the first one is due, or a while; called with the lock."""
         self._asleep = not self._going
-        left = [attempt.patience.left for attempt in self._going]
-        self._changed.wait(min(max(0.0, min(left)), self._limits.base) if left else None)
-        self._asleep = False
+        if self._asleep:
+            self._changed.wait()
+            self._asleep = False
+            return
+        tick = self._limits.base / _LOOKS
+        left = min(attempt.patience.left for attempt in self._going)
+        until = time.monotonic() + min(max(0.0, left), tick)
+        self._changed.wait(until - time.monotonic())
+        # A container that was paused, a machine without a core for us: that is no image's fault.
+        if (stood_still := time.monotonic() - until) > tick / 2:
+            for attempt in self._going:
+                attempt.patience.excuse(stood_still)

@@ -42,6 +42,7 @@ class Patience:
         self._now = now
         self._began = now()
         self._waiting_since: float | None = None
+        self._excused = 0.0
 
     def reading(self, count: int) -> None:
         """The file is being read, of `count` bytes."""
@@ -66,12 +67,16 @@ class Patience:
             self._began += self._now() - begin
             self._waiting_since = None
 
+    def excuse(self, seconds: float) -> None:
+        """Nothing went on for so long; for who looks at the clock."""
+        self._excused += seconds
+
     @property
     def left(self) -> float:
         """Seconds until it is overdue; infinite while it waits for others."""
         if self._waiting_since is not None:
             return math.inf
-        return self._began + self.limit - self._now()
+        return self._began + self.limit + self._excused - self._now()
 
     @property
     def waited(self) -> float:

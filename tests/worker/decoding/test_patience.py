@@ -70,3 +70,10 @@ def test_waiting_does_not_count(patience: Patience, clock: Clock) -> None:
         assert patience.waited == 100
     assert patience.left == 4
     assert patience.waited == 0
+
+
+def test_a_process_that_stood_still_is_excused(patience: Patience, clock: Clock) -> None:
+    """By who saw it."""
+    clock.time += 60
+    patience.excuse(58)
+    assert patience.left == 3
