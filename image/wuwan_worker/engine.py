@@ -26,18 +26,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from wuwan_worker.beside import Beside
 from wuwan_worker.decoding import decode
 from wuwan_worker.decoding.decode import Refused
 from wuwan_worker.decoding.patience import Limits
-from wuwan_worker.overdue import Overdue
-from wuwan_worker.shared.protocol import (
-    Damage,
-    ErrorCode,
-    Failed,
-    Failure,
-    Labelled,
-    close_all,
-)
+from wuwan_worker.overdue import Overdue, refusal
+from wuwan_worker.shared.protocol import Damage, Failed, Failure, Labelled, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +123,8 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self._decoders_left = 0
         self._replaced = 0
-        self._overdue = Overdue(limits or Limits(), given_up=self._given_up, hanging=hanging)
+        self._overdue = Overdue(limits or Limits(), hanging)
+        self._beside = Beside(self._overdue, spec, decode_threads)
 
     def start(self, backend: Backend) -> None:
         """Begin to infer. Decoding of what is queued begins at `start_decoding`."""
@@ -174,16 +169,16 @@ class Engine:
 
     def _decode_loop(self) -> None:
         while (job := self._queue.get()) is not None:
-            attempt = self._overdue.begin(job)
+            attempt = self._overdue.begin(job, self._given_up)
             if not self._decoded([job], partial(self._decode_one, attempt), attempt):
                 return
         self._decoder_ends()
 
     def _given_up(self, attempt: Attempt) -> None:
         """An image has taken too long: it has its answer, its thread a successor."""
-        job, limit = attempt.job, attempt.patience.limit
-        log.warning("a decoder is written off: its image is not decoded after %.1f s", limit)
-        failure = Failure(ErrorCode.TIMEOUT, f"it was not decoded within {limit:.1f} s")
+        job, refused = attempt.job, refusal(attempt)
+        log.warning("a decoder is written off: %s", refused.message)
+        failure = Failure(refused.code, refused.message)
         self._answer(job.client, [Failed(id=job.id, error=failure)])
         self._replaced += 1
         try:
@@ -193,7 +188,7 @@ class Engine:
 
     def _decode_many_loop(self, decoder: BatchDecoder) -> None:
         while jobs := self._queue.get_many(decoder.least, decoder.most):
-            if not self._decoded(jobs, decoder.decode):
+            if not self._decoded(jobs, partial(decoder.decode, on_cpu=self._beside.submit)):
                 return
         self._decoder_ends()
 

@@ -11,7 +11,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from wuwan_worker.decoding.decode import Refused
 from wuwan_worker.decoding.patience import Limits, Patience
+from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +26,10 @@ _LOOKS = 5  # in `base` seconds: each is a chance to notice that the whole proce
 class Attempt:
     """One image that is being decoded."""
 
-    def __init__(self, job: Job, limits: Limits) -> None:
+    def __init__(self, job: Job, limits: Limits, given_up: Callable[[Attempt], None]) -> None:
         self.job = job
         self.patience = Patience(limits)
+        self.given_up = given_up
 
 
 class Overdue:
@@ -35,19 +38,15 @@ class Overdue:
     def __init__(
         self,
         limits: Limits,
-        *,
-        given_up: Callable[[Attempt], None],
         hanging: Callable[[int, bool], None],
     ) -> None:
         """
         Args:
             limits: for each image.
-            given_up: told once for each attempt that is overdue, without a lock.
             hanging: told, whenever that changes, how many threads are written off and have not
                 ended, and whether others have waited for long for what those may hold.
         """
         self._limits = limits
-        self._given_up = given_up
         self._hanging = hanging
         self._changed = threading.Condition()
         self._going: set[Attempt] = set()
@@ -68,9 +67,14 @@ class Overdue:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def begin(self, job: Job) -> Attempt:
-        """An image is taken up; its clock runs."""
-        attempt = Attempt(job, self._limits)
+    def begin(self, job: Job, given_up: Callable[[Attempt], None]) -> Attempt:
+        """An image is taken up; its clock runs.
+
+        Args:
+            job: the image.
+            given_up: told once, if it is overdue; in the thread that looks, and without a lock.
+        """
+        attempt = Attempt(job, self._limits, given_up)
         with self._changed:
             self._going.add(attempt)
             # Else it looks in time: no limit is shorter than what it sleeps. To wake it for each
@@ -107,7 +111,7 @@ class Overdue:
                     self._sleep()
                     continue
             for attempt in late:
-                self._given_up(attempt)
+                attempt.given_up(attempt)
             self._hanging(*found)
             told = found
 
@@ -126,3 +130,9 @@ class Overdue:
         if (stood_still := time.monotonic() - until) > tick / 2:
             for attempt in self._going:
                 attempt.patience.excuse(stood_still)
+
+
+def refusal(attempt: Attempt) -> Refused:
+    """What the image is told that was given up."""
+    limit = attempt.patience.limit
+    return Refused(ErrorCode.TIMEOUT, f"it was not decoded within {limit:.1f} s")

@@ -25,6 +25,7 @@ from wuwan_worker.shared.protocol import ErrorCode, Failed, Failure, Labelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -45,9 +46,14 @@ class Batches:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.broken = False
+        self.leaves_all = False
 
-    def decode(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
+    def decode(
+        self, jobs: Sequence[Job], on_cpu: Callable[[Job], Future[Decoded | Refused]]
+    ) -> list[Decoded | Refused]:
         self.sizes.append(len(jobs))
+        if self.leaves_all:
+            return [future.result(20) for future in [on_cpu(job) for job in jobs]]
         if self.broken:
             raise RuntimeError("the GPU has fallen off the bus")
         good = Decoded(np.full((8, 8, 3), MARK, np.uint8), 1, 1)
@@ -348,3 +354,37 @@ def test_memory_of_an_image_that_was_given_up_is_held_until_its_thread_ends(
     hasty.wait(2)
     assert isinstance(hasty.items[1], Labelled)
     hasty.wait_to_hang(0)
+
+
+def test_what_hangs_in_a_batch_holds_up_its_batch_for_its_time(
+    hasty: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a decoder of batches leaves to the CPU has its time, too, one core or not."""
+    hangs = Hanging(monkeypatch, 0, 2)
+    hasty.decoder.leaves_all = True
+    backend = Backend(hasty.decoder)
+    hasty.queue.put(0, jobs(6))
+    hasty.engine._overdue.start()
+    hasty.engine.start(backend)
+    hasty.wait(6)
+    assert sorted(map(_timed_out, hasty.items.values())) == [False] * 4 + [True] * 2
+    hasty.wait_to_hang(2)
+    for descriptor in hangs.descriptors:
+        os.fstat(descriptor)  # its own, not the one of the job
+    hangs.may_go.set()
+    hasty.wait_to_hang(0)
+    assert not hasty.failed
+
+
+def test_what_fails_beside_a_batch_ends_the_worker(
+    hasty: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As anywhere, if it is no error of an image."""
+    hangs = Hanging(monkeypatch, 0)
+    hangs.error = RuntimeError("a bug")
+    hangs.may_go.set()
+    hasty.decoder.leaves_all = True
+    hasty.queue.put(0, jobs(6))
+    hasty.engine.start(Backend(hasty.decoder))
+    hasty.wait(6)
+    assert str(hasty.failed[0]) == "a bug"
