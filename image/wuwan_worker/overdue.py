@@ -30,6 +30,19 @@ class Attempt:
         self.job = job
         self.patience = Patience(limits)
         self.given_up = given_up
+        self._seen = time.monotonic()
+
+    def look(self, tick: float) -> bool:
+        """Whether it is overdue; called at least each `tick` seconds.
+
+        If it was not, then nothing went on: a container that was paused, a machine without a core
+        for us. That is no image's fault.
+        """
+        now = time.monotonic()
+        if (gap := now - self._seen) > 1.5 * tick:
+            self.patience.excuse(gap - tick)
+        self._seen = now
+        return self.patience.left <= 0
 
 
 class Overdue:
@@ -47,6 +60,7 @@ class Overdue:
                 ended, and whether others have waited for long for what those may hold.
         """
         self._limits = limits
+        self._tick = limits.base / _LOOKS  # seconds
         self._hanging = hanging
         self._changed = threading.Condition()
         self._going: set[Attempt] = set()
@@ -99,7 +113,7 @@ class Overdue:
             with self._changed:
                 if self._closed:
                     return
-                late = [attempt for attempt in self._going if attempt.patience.left <= 0]
+                late = [attempt for attempt in self._going if attempt.look(self._tick)]
                 self._going.difference_update(late)
                 self._lost.update(late)
                 # Whatever they wait for, it would have come by now if somebody still gave it back.
@@ -122,14 +136,8 @@ class Overdue:
             self._changed.wait()
             self._asleep = False
             return
-        tick = self._limits.base / _LOOKS
         left = min(attempt.patience.left for attempt in self._going)
-        until = time.monotonic() + min(max(0.0, left), tick)
-        self._changed.wait(until - time.monotonic())
-        # A container that was paused, a machine without a core for us: that is no image's fault.
-        if (stood_still := time.monotonic() - until) > tick / 2:
-            for attempt in self._going:
-                attempt.patience.excuse(stood_still)
+        self._changed.wait(min(max(0.0, left), self._tick))
 
 
 def refusal(attempt: Attempt) -> Refused:
