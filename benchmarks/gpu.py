@@ -207,7 +207,11 @@ def parity(table: Table, bundle: Any, photos: Sequence[int], device: str) -> Non
     )
     options = Options(top_k=5, min_score=0.0, exact=False, level="")
     decoder = JpegDecoder(bundle.input, torch.device(device))
-    squares = decoder.decode([Job(0, n, photo, options) for n, photo in enumerate(photos)])
+    jobs = [Job(0, n, photo, options) for n, photo in enumerate(photos)]
+    with ThreadPoolExecutor(threads) as pool:
+        squares = decoder.decode(
+            jobs, lambda job: pool.submit(decode.attempt, job.descriptor, bundle.input)
+        )
     for name, found in (
         ("decoded in batches", scores(reference, [square.pixels for square in squares])),
         ("decoded on the CPU", expected),
@@ -237,8 +241,11 @@ def alone(table: Table, bundle: Any, photos: Sequence[int], device: str) -> dict
     from wuwan_worker import cores
     from wuwan_worker.backends.torch import backend as pytorch
     from wuwan_worker.backends.torch.jpegs import JpegDecoder
+    from wuwan_worker.beside import Beside
     from wuwan_worker.decoding import decode
+    from wuwan_worker.decoding.patience import Limits
     from wuwan_worker.jobs import Job, Options
+    from wuwan_worker.overdue import Overdue
     from wuwan_worker.programs.stages import rate
     from wuwan_worker.shared import labels
 
@@ -263,8 +270,9 @@ def alone(table: Table, bundle: Any, photos: Sequence[int], device: str) -> dict
     options = Options(top_k=5, min_score=0.0, exact=False, level="")
     jpegs = JpegDecoder(spec, on)
     jobs = [Job(0, n, photos[n % len(photos)], options) for n in range(jpegs.most)]
+    on_cpu = Beside(Overdue(Limits(), lambda _count, _stuck: None), spec, threads).submit
     where = "nvJPEG and scaling" if device == "cuda" else "as on a GPU"
-    measure("decode in batches", 1, lambda _: len(jpegs.decode(jobs)), where)
+    measure("decode in batches", 1, lambda _: len(jpegs.decode(jobs, on_cpu)), where)
     if device == "cuda":
         host = torch.from_numpy(pixels).pin_memory()
 

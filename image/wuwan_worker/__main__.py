@@ -190,6 +190,7 @@ def _load(
                 failed=lambda error: server.fail(
                     FatalCode.BACKEND, f"inference failed: {error}", EXIT_BACKEND
                 ),
+                hanging=server.hanging,
             )
             if keeper is not None:
                 # No image has a say in what is kept. With nothing to load nothing will be.

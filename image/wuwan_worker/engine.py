@@ -9,6 +9,10 @@ are queued: one thread more, beside those of the CPU.
 Decoders fill the rows of the batch that is open, whichever client an image is from; an infer
 thread takes it when it is full, or when nothing more is queued. So a single image never waits for
 company.
+
+A decode thread that takes too long for its image is written off (`overdue`), and replaced: the
+image is answered as `timeout`, and when the thread comes back it ends, and what it brings is
+dropped.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from wuwan_worker.beside import Beside
 from wuwan_worker.decoding import decode
 from wuwan_worker.decoding.decode import Refused
+from wuwan_worker.decoding.patience import Limits
+from wuwan_worker.overdue import Overdue, refusal
 from wuwan_worker.shared.protocol import Damage, Failed, Failure, Labelled, close_all
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     from wuwan_worker.backends import Backend, BatchDecoder
     from wuwan_worker.decoding.decode import Decoded, Flaw
     from wuwan_worker.jobs import FairQueue, Job
+    from wuwan_worker.overdue import Attempt
     from wuwan_worker.ranking import Ranking
     from wuwan_worker.shared.bundle import InputSpec
     from wuwan_worker.shared.protocol import Result
@@ -81,6 +90,8 @@ class Engine:
         decode_threads: int,
         answer: Callable[[int, list[Result]], None],
         failed: Callable[[BaseException], None],
+        hanging: Callable[[int, bool], None] = lambda _count, _stuck: None,
+        limits: Limits | None = None,
     ) -> None:
         """
         Args:
@@ -90,6 +101,9 @@ class Engine:
             decode_threads: how many.
             answer: called from the threads, with a client and its results.
             failed: told when the backend raises: the worker must then be discarded.
+            hanging: told how many threads are written off, and whether others wait for what those
+                hold; see `Overdue`.
+            limits: of the time that an image may take.
         """
         self._spec = spec
         self._rankings = rankings
@@ -108,6 +122,9 @@ class Engine:
         self._decode_threads = decode_threads
         self._threads: list[threading.Thread] = []
         self._decoders_left = 0
+        self._replaced = 0
+        self._overdue = Overdue(limits or Limits(), hanging)
+        self._beside = Beside(self._overdue, spec, decode_threads)
 
     def start(self, backend: Backend) -> None:
         """Begin to infer. Decoding of what is queued begins at `start_decoding`."""
@@ -128,6 +145,7 @@ class Engine:
         """Begin to decode; may come before the backend is there."""
         with self._work:
             self._decoders_left += self._decode_threads
+        self._overdue.start()
         for number in range(self._decode_threads):
             self._spawn(f"decode-{number}", self._decode_loop)
 
@@ -147,30 +165,51 @@ class Engine:
         self._queue.close()
         for thread in self._threads:
             thread.join(timeout)
+        self._overdue.close(timeout)
 
     def _decode_loop(self) -> None:
         while (job := self._queue.get()) is not None:
-            if not self._decoded([job], self._decode_one):
+            attempt = self._overdue.begin(job, self._given_up)
+            if not self._decoded([job], partial(self._decode_one, attempt), attempt):
                 return
         self._decoder_ends()
+
+    def _given_up(self, attempt: Attempt) -> None:
+        """An image has taken too long: it has its answer, its thread a successor."""
+        job, refused = attempt.job, refusal(attempt)
+        log.warning("a decoder is written off: %s", refused.message)
+        failure = Failure(refused.code, refused.message)
+        self._answer(job.client, [Failed(id=job.id, error=failure)])
+        self._replaced += 1
+        try:
+            self._spawn(f"decode-again-{self._replaced}", self._decode_loop)
+        except RuntimeError as error:  # no thread is to be had: one decoder less, for ever
+            self._failed(error)
 
     def _decode_many_loop(self, decoder: BatchDecoder) -> None:
         while jobs := self._queue.get_many(decoder.least, decoder.most):
-            if not self._decoded(jobs, decoder.decode):
+            if not self._decoded(jobs, partial(decoder.decode, on_cpu=self._beside.submit)):
                 return
         self._decoder_ends()
 
-    def _decode_one(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
-        (job,) = jobs
-        return [decode.attempt(job.descriptor, self._spec, exact=job.options.exact)]
+    def _decode_one(self, attempt: Attempt, _jobs: Sequence[Job]) -> list[Decoded | Refused]:
+        job = attempt.job
+        exact, patience = job.options.exact, attempt.patience
+        return [decode.attempt(job.descriptor, self._spec, exact=exact, patience=patience)]
 
     def _decoded(
-        self, jobs: Sequence[Job], decoder: Callable[[Sequence[Job]], list[Decoded | Refused]]
+        self,
+        jobs: Sequence[Job],
+        decoder: Callable[[Sequence[Job]], list[Decoded | Refused]],
+        attempt: Attempt | None = None,
     ) -> bool:
-        """Decode, and put what there is into the open batch. False if the worker is to end."""
+        """Decode, and put what there is into the open batch. False if the thread is to end."""
         try:
             images = decoder(jobs)
         except BaseException as error:
+            if attempt is not None and not self._overdue.end(attempt):
+                log.warning("a decoder that was written off has failed: %s", error)
+                return False
             # A decoder that ends in silence would leave its images without an answer, and the
             # worker with one decoder less. So the worker goes; the client finds the culprit.
             log.exception("decoding failed")
@@ -178,6 +217,8 @@ class Engine:
             return False
         finally:
             close_all(job.descriptor for job in jobs)
+        if attempt is not None and not self._overdue.end(attempt):
+            return False  # somebody else has its place, and its image an answer
         with self._room:
             for job, image in zip(jobs, images, strict=True):
                 if isinstance(image, Refused):

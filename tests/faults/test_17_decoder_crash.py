@@ -6,11 +6,20 @@ those that were in the same batch, get their labels.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults.support import Client, address_of, worker_at
+from wuwan_runner import WorkerSpec
 from wuwan_runner.wire import address
+from wuwan_worker.shared import protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RUNNERS = ["local", pytest.param("docker", marks=pytest.mark.docker)]
 TIMEOUT = 2  # seconds of silence, and one more for each image under way
@@ -92,6 +101,63 @@ def test_endless_decode(tools: Any, wuwan: Any, faulty: tuple[Any, ...]) -> None
     records = tools.parsed(done.stdout)
     album.check(records, tools.expected)
     assert records[3]["error"]["code"] == "timeout"
+
+
+def test_the_worker_itself_gives_up_what_takes_too_long(
+    tools: Any, wuwan: Any, faulty_local: Any
+) -> None:
+    """One bomb among others: its worker says so, is not lost, and answers the others meanwhile."""
+    faulty_local(WUWAN_FAULT_PATIENCE="1")
+    album = tools.album(12, {3: "sleep:600"})
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 60, "--timeout", 60)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    assert records[3]["error"] == {
+        "code": "timeout",
+        "message": "it was not decoded within 1.0 s",
+    }
+    assert b"was lost" not in done.stderr
+    # Idle, it gives back what the decoder holds, though its TTL is not over.
+    tools.eventually(lambda: not tools.inventory.all(), 20, "the worker is gone")
+
+
+@pytest.mark.timeout(240)
+def test_workers_that_lose_decoders_are_replaced(tools: Any, wuwan: Any, faulty_local: Any) -> None:
+    """After three the worker drains, and another one takes over; nobody is blamed for it."""
+    faulty_local(WUWAN_FAULT_PATIENCE="1")
+    bombs = [0, 1, 2, 10, 11, 12, 13, 30]
+    album = tools.album(40, dict.fromkeys(bombs, "sleep:600"))
+    done = wuwan("tag", album.root, "--runner", "local", "--ttl", 60, "--timeout", 60, timeout=200)
+    assert done.returncode == 3, done.stderr.decode()
+    records = tools.parsed(done.stdout)
+    album.check(records, tools.expected)
+    failed = {number: record["error"]["code"] for number, record in enumerate(records)
+              if "error" in record}  # fmt: skip
+    assert failed == dict.fromkeys(bombs, "timeout")
+    assert b"was lost" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_time_in_which_the_worker_stood_still_does_not_count(
+    tmp_path: Path, faulty_local: Any
+) -> None:
+    """It was paused in the middle of a decode: the image has its own answer, and no `timeout`."""
+    faulty_local(WUWAN_FAULT_PATIENCE="1.5")
+    slow = tmp_path / "slow.jpg"
+    slow.write_bytes(b"FAULT:sleep:1\n")
+    target = address_of("local", WorkerSpec())
+    with worker_at(target, "local"), Client(target) as client:
+        pid = client.hello().pid
+        client.send_images([1], [str(slow)])
+        client.sock.sendall(protocol.encode(protocol.StatusRequest()))
+        client.take(protocol.Status)  # so it has come
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(pid, signal.SIGCONT)
+        (answer,) = client.answers(1)
+        assert isinstance(answer, protocol.Failed)
+        assert answer.error.code == protocol.ErrorCode.NOT_AN_IMAGE
 
 
 def test_decoder_that_stops_the_whole_worker(tools: Any, wuwan: Any, faulty_local: Any) -> None:

@@ -19,6 +19,7 @@ import pytest
 from tests.faults.support import DEADLINE, Client, address_of, status_of
 from wuwan_runner import WorkerSpec
 from wuwan_runner.wire import address
+from wuwan_worker.serving.server import MAX_CLIENTS
 from wuwan_worker.shared import protocol
 from wuwan_worker.shared.protocol import Hello, Images
 
@@ -226,6 +227,25 @@ def test_silent_peers_are_dropped_in_time(tools: Any, wuwan: Any) -> None:
         assert time.monotonic() - started > 1
         for peer in peers:
             _refused(peer)
+
+
+def test_silent_clients_keep_nobody_out(tools: Any, wuwan: Any) -> None:
+    """As many as there are places, all of which have said Hello: a run finds a place in seconds."""
+    assert wuwan("warm", "--runner", "local", "--ttl", 60).returncode == 0
+    target = address_of("local", WorkerSpec())
+    album = tools.album(4)
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_CLIENTS):
+            stack.enter_context(Client(target)).hello()
+        runs = []
+
+        def has_run() -> bool:
+            runs.append(wuwan("tag", album.root, "--runner", "local", "--ttl", 60))
+            return bool(runs[-1].returncode == 0)
+
+        tools.eventually(has_run, 30, "a run has found a place")
+        album.check(tools.parsed(runs[-1].stdout), tools.expected)
+    assert wuwan("stop", "--all").returncode == 0
 
 
 def test_stranger_at_the_workers_name(tools: Any, wuwan: Any) -> None:

@@ -6,14 +6,16 @@ import io
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from wuwan_worker.decoding import decode
+from wuwan_worker.decoding import decode, memory
 from wuwan_worker.decoding.decode import Decoded, Refused
+from wuwan_worker.decoding.memory import Budget
+from wuwan_worker.decoding.patience import Limits
 from wuwan_worker.engine import Engine
 from wuwan_worker.jobs import FairQueue, Job, Options
 from wuwan_worker.ranking import Ranking
@@ -23,6 +25,7 @@ from wuwan_worker.shared.protocol import ErrorCode, Failed, Failure, Labelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -43,9 +46,14 @@ class Batches:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.broken = False
+        self.leaves_all = False
 
-    def decode(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
+    def decode(
+        self, jobs: Sequence[Job], on_cpu: Callable[[Job], Future[Decoded | Refused]]
+    ) -> list[Decoded | Refused]:
         self.sizes.append(len(jobs))
+        if self.leaves_all:
+            return [future.result(20) for future in [on_cpu(job) for job in jobs]]
         if self.broken:
             raise RuntimeError("the GPU has fallen off the bus")
         good = Decoded(np.full((8, 8, 3), MARK, np.uint8), 1, 1)
@@ -78,8 +86,9 @@ class Backend:
 class Run:
     """An engine, and what it has answered by id."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self.queue = FairQueue()
+        self.hanging: list[tuple[int, bool]] = []
         self.decoder = Batches()
         self.failed: list[BaseException] = []
         self.items: dict[int, Result] = {}
@@ -91,6 +100,8 @@ class Run:
             decode_threads=1,
             answer=self._answer,
             failed=self._fail,
+            hanging=self._hangs,
+            limits=limits,
         )
 
     def _answer(self, _client: int, results: list[Result]) -> None:
@@ -104,6 +115,15 @@ class Run:
         with self._all:
             self.failed.append(error)
             self._all.notify()
+
+    def _hangs(self, count: int, stuck: bool) -> None:
+        with self._all:
+            self.hanging.append((count, stuck))
+            self._all.notify()
+
+    def wait_to_hang(self, count: int, *, stuck: bool = False) -> None:
+        with self._all:
+            assert self._all.wait_for(lambda: self.hanging[-1:] == [(count, stuck)], 20)
 
     def wait(self, count: int) -> None:
         with self._all:
@@ -142,9 +162,9 @@ def test_batches_fill_while_there_is_more(
 ) -> None:
     """Inference is faster than decoding here, and yet does not take images one by one."""
 
-    def slow(descriptor: int, spec: InputSpec, *, exact: bool) -> Decoded:
+    def slow(descriptor: int, spec: InputSpec, **options: Any) -> Decoded:
         time.sleep(0.001)
-        return decode_one(descriptor, spec, exact=exact)
+        return decode_one(descriptor, spec, **options)
 
     decode_one = decode.decode
     monkeypatch.setattr(decode, "decode", slow)
@@ -164,10 +184,10 @@ def test_a_decoder_that_hangs_holds_up_nobody(
     may_go = threading.Event()
     calls = iter(range(3))
 
-    def hangs(descriptor: int, spec: InputSpec, *, exact: bool) -> Decoded:
+    def hangs(descriptor: int, spec: InputSpec, **options: Any) -> Decoded:
         if next(calls) == 1:
             assert may_go.wait(20)
-        return decode_one(descriptor, spec, exact=exact)
+        return decode_one(descriptor, spec, **options)
 
     decode_one = decode.decode
     monkeypatch.setattr(decode, "decode", hangs)
@@ -196,10 +216,10 @@ def test_many_images_are_shared(
     """While the CPU has one, the batch decoder takes what is queued, and each is answered once."""
     held, may_go = threading.Event(), threading.Event()
 
-    def slow(descriptor: int, spec: InputSpec, *, exact: bool) -> Decoded:
+    def slow(descriptor: int, spec: InputSpec, **options: Any) -> Decoded:
         held.set()
         assert may_go.wait(20)
-        return decode_one(descriptor, spec, exact=exact)
+        return decode_one(descriptor, spec, **options)
 
     decode_one = decode.decode
     monkeypatch.setattr(decode, "decode", slow)
@@ -228,3 +248,143 @@ def test_a_batch_decoder_that_fails_ends_the_worker(
     run.engine.start(Backend(run.decoder))
     run.wait(20)
     assert "off the bus" in str(run.failed[0])
+
+
+# ---------------------------------------------------------------- decoders that do not come back
+
+HASTY = Limits(base=0.3, per_megapixel=0.0)
+
+
+@pytest.fixture
+def hasty() -> Iterator[Run]:
+    """As `run`; its images may take 0.3 s."""
+    made = Run(HASTY)
+    yield made
+    made.engine.close(5)
+
+
+class Hanging:
+    """A decoder that hangs on some images until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
+        self.may_go = threading.Event()
+        self.descriptors: list[int] = []
+        self.error: Exception | None = None
+        self._calls = calls
+        self._count = iter(range(1000))
+        self._decode = decode.decode
+        monkeypatch.setattr(decode, "decode", self)
+
+    def __call__(self, descriptor: int, spec: InputSpec, **options: Any) -> Decoded:
+        if next(self._count) in self._calls:
+            self.descriptors.append(descriptor)
+            assert self.may_go.wait(20)
+            if self.error is not None:
+                raise self.error
+        return self._decode(descriptor, spec, **options)
+
+
+def _timed_out(result: Result) -> bool:
+    return isinstance(result, Failed) and result.error.code == ErrorCode.TIMEOUT
+
+
+def test_an_image_that_takes_too_long_is_given_up(
+    hasty: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is answered, another thread goes on; what the first one brings at last counts nowhere."""
+    hangs = Hanging(monkeypatch, 1)
+    hasty.queue.put(0, jobs(4))
+    hasty.engine.start(Backend(None))
+    hasty.engine.start_decoding()
+    hasty.wait(4)
+    assert [number for number in range(4) if _timed_out(hasty.items[number])] == [1]
+    hasty.wait_to_hang(1)
+    (descriptor,) = hangs.descriptors
+    os.fstat(descriptor)  # it still reads from it
+    hangs.may_go.set()
+    hasty.wait_to_hang(0)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(descriptor)
+    # It has left; who replaced it goes on, and no answer came twice (`_answer` looks).
+    hasty.queue.put(0, [Job(0, 9, job.descriptor, OPTIONS) for job in jobs(1)])
+    hasty.wait(5)
+    assert isinstance(hasty.items[9], Labelled)
+    hasty.engine.close(5)
+    assert not any(thread.is_alive() for thread in hasty.engine._threads)
+
+
+def test_a_thread_that_was_given_up_may_fail(
+    hasty: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its image has its answer, so that ends no worker."""
+    hangs = Hanging(monkeypatch, 0)
+    hasty.queue.put(0, jobs(2))
+    hasty.engine.start(Backend(None))
+    hasty.engine.start_decoding()
+    hasty.wait(2)
+    hangs.error = RuntimeError("at last")
+    hangs.may_go.set()
+    hasty.wait_to_hang(0)
+    assert not hasty.failed
+
+
+def test_memory_of_an_image_that_was_given_up_is_held_until_its_thread_ends(
+    hasty: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for it is noticed, and is not overdue meanwhile."""
+    each = memory._EACH + 100_000
+    budget = Budget(each + each // 2)
+    monkeypatch.setattr(memory, "budget", lambda: budget)
+    may_go, calls = threading.Event(), iter(range(10))
+
+    def hangs(*arguments: Any, **options: Any) -> Decoded:
+        if next(calls) == 0:
+            assert may_go.wait(20)
+        return prepared(*arguments, **options)
+
+    prepared = decode.prepared
+    monkeypatch.setattr(decode, "prepared", hangs)
+    hasty.queue.put(0, jobs(2))
+    hasty.engine.start(Backend(None))
+    hasty.engine.start_decoding()
+    hasty.wait_to_hang(1, stuck=True)
+    assert list(hasty.items) == [0]
+    assert _timed_out(hasty.items[0])
+    may_go.set()
+    hasty.wait(2)
+    assert isinstance(hasty.items[1], Labelled)
+    hasty.wait_to_hang(0)
+
+
+def test_what_hangs_in_a_batch_holds_up_its_batch_for_its_time(
+    hasty: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a decoder of batches leaves to the CPU has its time, too, one core or not."""
+    hangs = Hanging(monkeypatch, 0, 2)
+    hasty.decoder.leaves_all = True
+    backend = Backend(hasty.decoder)
+    hasty.queue.put(0, jobs(6))
+    hasty.engine._overdue.start()
+    hasty.engine.start(backend)
+    hasty.wait(6)
+    assert sorted(map(_timed_out, hasty.items.values())) == [False] * 4 + [True] * 2
+    hasty.wait_to_hang(2)
+    for descriptor in hangs.descriptors:
+        os.fstat(descriptor)  # its own, not the one of the job
+    hangs.may_go.set()
+    hasty.wait_to_hang(0)
+    assert not hasty.failed
+
+
+def test_what_fails_beside_a_batch_ends_the_worker(
+    hasty: Run, jobs: Callable[[int], list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As anywhere, if it is no error of an image."""
+    hangs = Hanging(monkeypatch, 0)
+    hangs.error = RuntimeError("a bug")
+    hangs.may_go.set()
+    hasty.decoder.leaves_all = True
+    hasty.queue.put(0, jobs(6))
+    hasty.engine.start(Backend(hasty.decoder))
+    hasty.wait(6)
+    assert str(hasty.failed[0]) == "a bug"

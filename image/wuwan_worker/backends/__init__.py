@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from concurrent.futures import Future
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,8 +30,15 @@ class BatchDecoder(Protocol):
     most: int
     """It takes no more at once."""
 
-    def decode(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
-        """An image or what is wrong with it, for each job in order. Closes no descriptor."""
+    def decode(
+        self, jobs: Sequence[Job], on_cpu: Callable[[Job], Future[Decoded | Refused]]
+    ) -> list[Decoded | Refused]:
+        """An image or what is wrong with it, for each job in order. Closes no descriptor.
+
+        Args:
+            jobs: at most `most`.
+            on_cpu: begins what it cannot decode itself.
+        """
         ...
 
 

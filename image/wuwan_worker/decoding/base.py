@@ -132,14 +132,20 @@ def frame_with_content(image: Image.Image) -> tuple[Image.Image, str]:
         The frame, and what the decoder said of frames that it could not read, or "".
     """
     try:
-        if getattr(image, "n_frames", 1) < 2 or not uniform(image):
+        # Not how many there are: to count a GIF's is to read it all, in a loop in Python.
+        if not getattr(image, "is_animated", False) or not uniform(image):
             return image, ""
-    except DAMAGE as error:  # counting them is reading them
+    except DAMAGE as error:  # it looks for a second one
         return image, said(error) if uniform(image) else ""
     first = image.copy()
-    for number in range(1, min(image.n_frames, _FRAMES_TRIED)):  # type: ignore[attr-defined]
+    for number in range(1, _FRAMES_TRIED):
         try:
             image.seek(number)
+        except EOFError:
+            break
+        except DAMAGE as error:
+            return first, said(error)
+        try:
             if image.size != first.size:  # memory was asked for by the first one's
                 return first, "a later frame has another size"
             image.load()

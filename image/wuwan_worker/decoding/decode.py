@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,12 @@ from wuwan_worker.decoding import heif, jpeg, memory, plain, png, tiff, webp
 from wuwan_worker.decoding.base import Request
 from wuwan_worker.decoding.errors import Flaw, ItemError
 from wuwan_worker.decoding.identify import identify
+from wuwan_worker.decoding.patience import Limits, Patience
 from wuwan_worker.decoding.prepare import Decoded, prepared
 from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from wuwan_worker.decoding.base import Reader
     from wuwan_worker.shared.bundle import InputSpec
@@ -83,15 +85,19 @@ class Refused:
     message: str
 
 
-def attempt(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded | Refused:
+def attempt(
+    descriptor: int, spec: InputSpec, *, exact: bool = False, patience: Patience | None = None
+) -> Decoded | Refused:
     """As `decode`, and what is wrong with the image as a value."""
     try:
-        return decode(descriptor, spec, exact=exact)
+        return decode(descriptor, spec, exact=exact, patience=patience)
     except ItemError as error:
         return Refused(error.code, str(error))
 
 
-def decode(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded:
+def decode(
+    descriptor: int, spec: InputSpec, *, exact: bool = False, patience: Patience | None = None
+) -> Decoded:
     """Read, decode, orient, crop and scale one image. Does not close the descriptor.
 
     Args:
@@ -99,21 +105,39 @@ def decode(descriptor: int, spec: InputSpec, *, exact: bool = False) -> Decoded:
         spec: the network's input.
         exact: the reference way (full decode, then resize, then crop) instead of the fast one
             (reduced-scale JPEG decode, then crop and resize in one step).
+        patience: told where the decoder is, for who looks at the clock.
 
     Raises:
         ItemError: whatever is wrong with the image.
     """
-    if _size(descriptor) <= LARGE_BYTES:
-        return from_bytes(read(descriptor), spec, exact=exact)
-    with _large:
-        return from_bytes(read(descriptor), spec, exact=exact)
+    patience = patience or Patience(Limits())
+    if (size := _size(descriptor)) <= LARGE_BYTES:
+        patience.reading(size)
+        return from_bytes(read(descriptor), spec, exact=exact, patience=patience)
+    with _its_turn(patience):
+        patience.reading(size)
+        return from_bytes(read(descriptor), spec, exact=exact, patience=patience)
 
 
-def from_bytes(data: bytes, spec: InputSpec, *, exact: bool = False) -> Decoded:
+@contextmanager
+def _its_turn(patience: Patience) -> Iterator[None]:
+    with patience.waiting():
+        _large.acquire()
+    try:
+        yield
+    finally:
+        _large.release()
+
+
+def from_bytes(
+    data: bytes, spec: InputSpec, *, exact: bool = False, patience: Patience | None = None
+) -> Decoded:
     """As `decode`, from what `read` gave."""
+    patience = patience or Patience(Limits())
+    patience.decoding()
     try:
         reader = READERS[identify(data)]
-        with memory.budget().claim() as claim:
+        with memory.budget().claim(patience) as claim:
             picture = reader(data, Request(spec, exact, claim))
             return prepared(picture, spec, exact=exact)
     except ItemError:

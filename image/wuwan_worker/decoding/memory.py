@@ -21,6 +21,8 @@ from wuwan_worker.shared.protocol import ErrorCode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from wuwan_worker.decoding.patience import Patience
+
 # The largest phone sensors give 200 megapixels; 20,000 x 20,000 is over this.
 MAX_PIXELS = 2**28
 # What a worker takes besides pictures: libraries, threads, a small model, a batch (measured:
@@ -46,9 +48,12 @@ class Budget:
         self._changed = threading.Condition()
 
     @contextmanager
-    def claim(self) -> Iterator[Claim]:
-        """What one picture takes; given back at the end."""
-        claim = Claim(self)
+    def claim(self, patience: Patience) -> Iterator[Claim]:
+        """What one picture takes; given back at the end.
+
+        Of a decoder that was given up the end is when it really ends: its memory is not free.
+        """
+        claim = Claim(self, patience)
         try:
             yield claim
         finally:
@@ -59,8 +64,8 @@ class Budget:
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
-            # Others give back what they hold: decoding ends, and the client ends a worker in which
-            # it does not.
+            # Others give back what they hold: decoding ends, and where it does not the worker soon
+            # does (`overdue`).
             self._changed.wait_for(lambda: self._waiting[0] is ticket and self._free >= count)
             self._waiting.popleft()
             self._free -= count
@@ -77,9 +82,10 @@ class Budget:
 class Claim:
     """One picture's part of the budget."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, patience: Patience) -> None:
         self.held = 0
         self._budget = budget
+        self._patience = patience
 
     def need(self, size: tuple[int, int], per_pixel: float, besides: int = 0) -> None:
         """Wait until the picture may be decoded; once for each picture.
@@ -108,8 +114,10 @@ class Claim:
         if self.held:  # a second one of the same file, with the first one's memory given back
             self._budget.give(self.held)
             self.held = 0
-        self._budget.take(count)
+        with self._patience.waiting():
+            self._budget.take(count)
         self.held = count
+        self._patience.of_pixels(width * height)
 
 
 @functools.cache

@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wuwan_worker import backends, cores
+from wuwan_worker.beside import Beside
 from wuwan_worker.decoding import decode
+from wuwan_worker.decoding.patience import Limits
 from wuwan_worker.jobs import Job, Options
+from wuwan_worker.overdue import Overdue
 from wuwan_worker.shared import blobs, bundle, labels
 
 if TYPE_CHECKING:
@@ -76,23 +79,26 @@ def measure(
         backend.infer(pixels, levels)
         return len(pixels)
 
+    on_cpu = Beside(Overdue(Limits(), lambda _count, _stuck: None), spec, threads)
     rounds = []
     for _ in range(3):
         decoded, core = rate(threads, seconds, decode_one)
         if backend.decoder is not None:
-            decoded += rate(1, seconds, _in_batches(backend.decoder, images))[0]
+            decoded += rate(1, seconds, _in_batches(backend.decoder, images, on_cpu))[0]
         rounds.append((decoded, core, *rate(backend.streams, seconds, infer_one)))
     medians = [sorted(column)[1] for column in zip(*rounds, strict=True)]
     return dict(zip(("decode", "decode_core_s", "infer", "infer_core_s"), medians, strict=True))
 
 
-def _in_batches(decoder: BatchDecoder, images: Sequence[int]) -> Callable[[int], int]:
+def _in_batches(
+    decoder: BatchDecoder, images: Sequence[int], on_cpu: Beside
+) -> Callable[[int], int]:
     options = Options(top_k=1, min_score=0.0, exact=False, level="")
 
     def step(turn: int) -> int:
         chosen = range(turn * decoder.most, (turn + 1) * decoder.most)
         jobs = [Job(0, number, images[number % len(images)], options) for number in chosen]
-        return len(decoder.decode(jobs))
+        return len(decoder.decode(jobs, on_cpu.submit))
 
     return step
 

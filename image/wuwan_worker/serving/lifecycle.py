@@ -22,6 +22,10 @@ GONE      the process has ended. Nothing of it is left: its name was an abstract
 The TTL counts from the last completion or the last client's leaving, whichever is later, and
 never with an image or a client present. A worker that no client ever came to ends after
 `FIRST_CLIENT_TIMEOUT` seconds: its launcher may have died.
+
+Decode threads that were written off hold memory and a core until the process ends. So a worker that
+has any drains as soon as nothing is unanswered; one that has more than `MOST_HANGING`, or in which
+somebody waits for what they hold, ends at once: what is unanswered its clients take elsewhere.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 FIRST_CLIENT_TIMEOUT = 30.0
 # Between two commands that somebody types the network stays up; a forgotten worker is no burden.
 PARK_AFTER = 5.0
+# Two of a machine's cores, or two pictures' memory; a directory with one bomb costs no restart.
+MOST_HANGING = 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +60,8 @@ class Lifecycle:
     now: Callable[[], float] = time.monotonic
     clients: int = 0  # that are connected to tag
     unanswered: int = 0  # images received and not answered
+    hanging: int = 0  # decode threads that were written off and have not ended
+    stuck: bool = False  # somebody waits for what those hold
     _loaded: bool = False
     _asked_to_park: bool = False
     _draining: bool = False
@@ -101,6 +109,16 @@ class Lifecycle:
             return None
         left = self._resting_since + self.park_after - self.now()
         return None if left == math.inf else max(0.0, left)
+
+    @property
+    def worn(self) -> bool:
+        """Whether the worker should drain: nothing is lost by it, and something held comes back."""
+        return bool(self.hanging) and not self.unanswered and not self._draining
+
+    @property
+    def spent(self) -> bool:
+        """Whether it should end without answering what it has: that would take too long here."""
+        return self.stuck or self.hanging > MOST_HANGING
 
     @property
     def over(self) -> bool:

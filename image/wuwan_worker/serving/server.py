@@ -61,6 +61,11 @@ log = logging.getLogger(__name__)
 CREDITS = 32
 MAX_CLIENTS = 512
 HELLO_TIMEOUT = 10.0  # seconds a connection may stay silent before its Hello
+# Who has said nothing for that long and is owed nothing has to go when places are short. Hundreds
+# of connections that had said Hello kept everybody out for ever.
+MAY_BE_SILENT = 5.0  # seconds
+# The same for who has not even read its answers: its consumer may be a pager, and it loses them.
+MAY_BE_DEAF = 60.0  # seconds
 # How long answers to a client that does not read them are kept when the worker wants to end.
 LINGER = 5.0
 MAX_WAIT = 24 * 3600.0  # seconds; a TTL may be anything, what epoll takes has a limit (2^31 ms)
@@ -86,6 +91,7 @@ class _Client:
     sock: socket.socket
     deadline: float  # monotonic clock: to have said Hello, or to have read what ends the connection
     session: ClientSession
+    silent_since: float  # monotonic clock; when it last said something or was answered
     decoder: FrameDecoder[ToWorker] = field(
         default_factory=lambda: FrameDecoder(protocol.WORKER, max_payload=_MAX_REQUEST)
     )
@@ -205,6 +211,19 @@ class Server:
 
         self.post(apply)
 
+    def hanging(self, count: int, stuck: bool) -> None:
+        """So many decoders were written off and have not ended; for the engine's threads.
+
+        Args:
+            count: how many.
+            stuck: whether others wait for what they hold.
+        """
+
+        def apply() -> None:
+            self._lifecycle.hanging, self._lifecycle.stuck = count, stuck
+
+        self.post(apply)
+
     def drain(self) -> None:
         """Take nothing more, answer what was received, end. Safe in a signal handler."""
         self.post(self._drain)
@@ -220,6 +239,7 @@ class Server:
                 self._expire_silent()
                 self._watch_listener()
                 self._park_if_due()
+                self._retire_if_due()
             self._close_listener()
             self._flush_all()
         finally:
@@ -268,15 +288,34 @@ class Server:
             self._accept_again = time.monotonic() + _ACCEPT_PAUSE
             return
         sock.setblocking(False)
-        deadline = time.monotonic() + HELLO_TIMEOUT
-        client = _Client(self._next_id, sock, deadline, ClientSession(self._terms))
+        now = time.monotonic()
+        session = ClientSession(self._terms)
+        client = _Client(self._next_id, sock, now + HELLO_TIMEOUT, session, silent_since=now)
         self._next_id += 1
         self._clients[client.id] = client
         self._selector.register(sock, selectors.EVENT_READ, lambda mask: self._ready(client, mask))
         if peers.uid(sock) != self._owner:
             self._turn_away(client, FatalCode.FORBIDDEN, "this worker belongs to another user")
-        elif len(self._clients) > MAX_CLIENTS:
+        elif len(self._clients) > MAX_CLIENTS and not self._place_made():
             self._turn_away(client, FatalCode.FULL, f"{MAX_CLIENTS} clients are connected already")
+
+    def _place_made(self) -> bool:
+        """Let somebody go who has been silent for long and is owed nothing, for somebody new."""
+        now = time.monotonic()
+        idle = [
+            client
+            for client in self._clients.values()
+            if client.session.idle
+            and now - client.silent_since >= (MAY_BE_DEAF if client.outgoing else MAY_BE_SILENT)
+        ]
+        if not idle:
+            return False
+        client = min(idle, key=lambda one: (bool(one.outgoing), one.silent_since))
+        log.info("client %d makes place: silent for %.0f s", client.id, now - client.silent_since)
+        # Told as in a drain: one that is no attacker comes again when it has images.
+        self._perform(client, client.session.let_go())
+        self._drop(client)  # if it did not read even that
+        return True
 
     def _watch_listener(self) -> None:
         """Look for clients again, where that was left off for a while."""
@@ -297,16 +336,34 @@ class Server:
             self._lifecycle.asked_to_park()
             self._park()
 
+    def _retire_if_due(self) -> None:
+        """Because of decoders that do not come back."""
+        if self._over:
+            return
+        if self._lifecycle.spent:
+            log.warning(
+                "%d decoders were written off%s: what is unanswered goes elsewhere",
+                self._lifecycle.hanging,
+                ", and others wait for what they hold" if self._lifecycle.stuck else "",
+            )
+            self._close_listener()
+            self._lifecycle.drain()
+            for client in list(self._clients.values()):
+                self._perform(client, client.session.let_go())
+            self._over = True
+        elif self._lifecycle.worn:
+            self._drain()
+
     # ------------------------------------------------------------ one client
 
     def _ready(self, client: _Client, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             self._write(client)
-        if mask & selectors.EVENT_READ and self._listens_to(client):
+        if mask & selectors.EVENT_READ and client.id in self._clients and self._listens_to(client):
             self._read(client)
 
     def _listens_to(self, client: _Client) -> bool:
-        return client.id in self._clients and not client.session.closing
+        return client.session.listened_to(len(client.outgoing))
 
     def _read(self, client: _Client) -> None:
         try:
@@ -331,9 +388,10 @@ class Server:
             self._handle(client, frame)
 
     def _handle(self, client: _Client, frame: Frame[ToWorker]) -> None:
-        if not self._listens_to(client):
+        if client.id not in self._clients or client.session.closing:
             frame.close()
             return
+        client.silent_since = time.monotonic()
         actions = client.session.received(
             frame.message,
             descriptors=len(frame.descriptors),
@@ -416,6 +474,7 @@ class Server:
 
     def _settle(self, client: _Client, results: Sequence[Result]) -> None:
         self._lifecycle.images_done(len(results))
+        client.silent_since = time.monotonic()
         self._perform(client, client.session.answered_with(results))
 
     def _status(self) -> Status:
@@ -461,7 +520,8 @@ class Server:
         if client.hanging_up and not client.outgoing:
             self._drop(client)
             return
-        events = 0 if client.hanging_up else selectors.EVENT_READ
+        unread = len(client.outgoing)
+        events = selectors.EVENT_READ if client.session.listened_to(unread) else 0
         if client.outgoing:
             events |= selectors.EVENT_WRITE
         if events != client.events:

@@ -34,7 +34,9 @@ from wuwan_worker.shared.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Bytes of replies that a client may leave unread and still ask for more.
+# Bytes of answers that a client may leave unread and still be listened to. An answer has some
+# hundred bytes, so no client falls behind as far; one that never reads can make the worker keep
+# this, and the answers to what it may have unanswered.
 MAX_UNREAD = 4 * 1024 * 1024
 
 
@@ -142,6 +144,14 @@ class ClientSession:
         """Greeted, and owed nothing: whom it costs least to lose where places are short."""
         return self.hello is not None and not self.unanswered and not self.closing
 
+    def listened_to(self, unread: int) -> bool:
+        """Whether what the client sends is taken up now, with so many bytes unread by it.
+
+        Who tags and does not read is made to wait: it may be slow, and has nothing done wrong. Who
+        only asks is refused by `received`: a question has no flow control that would hold it up.
+        """
+        return not self.closing and (not self.tagging or unread <= MAX_UNREAD)
+
     def received(
         self, message: ToWorker, *, descriptors: int = 0, readable: bool = False, unread: int = 0
     ) -> list[Action]:
@@ -205,6 +215,14 @@ class ClientSession:
         """The worker takes nothing more."""
         self._draining = True
         return self._finished()
+
+    def let_go(self) -> list[Action]:
+        """The client is to go elsewhere, with what it has unanswered: it has its Done at once."""
+        if self.closing:
+            return []
+        self.closing = True
+        trailer = [Send(Done(count=self.answered))] if self.tagging else []
+        return [*trailer, Close()]
 
     def close(self) -> None:
         """The server ends the connection for a reason of its own."""

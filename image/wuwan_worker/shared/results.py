@@ -26,7 +26,7 @@ class ErrorCode(enum.StrEnum):
     TRUNCATED = "truncated"  # its data ends early or is damaged
     TOO_LARGE = "too_large"  # more bytes or pixels than the limit
     UNSUPPORTED = "unsupported"  # an image, but in a format outside the allow-list
-    TIMEOUT = "timeout"  # no answer in time, for this image alone: of a worker, or of its disk
+    TIMEOUT = "timeout"  # no answer in time, for this image alone: its decoder, worker or disk
     WORKER_CRASHED = "worker_crashed"  # the worker died, on this image alone
 
 

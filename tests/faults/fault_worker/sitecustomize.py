@@ -16,6 +16,7 @@ and by the environment::
     WUWAN_FAULT_LOAD=sleep:SECONDS | raise | hungry     when the model is loaded
     WUWAN_FAULT_DECODE=SECONDS                          each image takes that much longer
     WUWAN_FAULT_INFER_AFTER=N                           each call of the backend after N raises
+    WUWAN_FAULT_PATIENCE=SECONDS                        an image may take that long, if it is small
     WUWAN_FAULT_GPU=1                                   a worker for a GPU computes on the CPU, and
                                                         says which GPU it was given
 """
@@ -112,7 +113,17 @@ def _patch_backends(module: ModuleType) -> None:
     module.load = load  # type: ignore[attr-defined]
 
 
-_PATCHES = {"wuwan_worker.decoding.decode": _patch_decode, "wuwan_worker.backends": _patch_backends}
+def _patch_patience(module: ModuleType) -> None:
+    original: Any = module.Limits
+    if seconds := os.environ.get("WUWAN_FAULT_PATIENCE"):
+        module.Limits = lambda: original(base=float(seconds))  # type: ignore[attr-defined]
+
+
+_PATCHES = {
+    "wuwan_worker.decoding.decode": _patch_decode,
+    "wuwan_worker.decoding.patience": _patch_patience,
+    "wuwan_worker.backends": _patch_backends,
+}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

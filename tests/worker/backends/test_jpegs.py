@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
-from wuwan_worker import cores  # noqa: E402
 from wuwan_worker.backends.torch import jpegs  # noqa: E402
 from wuwan_worker.backends.torch.jpegs import JpegDecoder  # noqa: E402
 from wuwan_worker.decoding import decode  # noqa: E402
@@ -71,7 +71,17 @@ def _decode(
 ) -> list[Decoded | Refused]:
     options = Options(top_k=5, min_score=0.0, exact=exact, level="")
     work = [Job(0, number, memory_file(data), options) for number, data in enumerate(contents)]
-    return JpegDecoder(SPEC, CPU).decode(work)
+    return _decoded(JpegDecoder(SPEC, CPU), work)
+
+
+def _decoded(decoder: JpegDecoder, work: list[Job]) -> list[Decoded | Refused]:
+    with ThreadPoolExecutor(2) as pool:
+
+        def on_cpu(job: Job) -> Future[Decoded | Refused]:
+            exact = job.options.exact
+            return pool.submit(decode.attempt, job.descriptor, SPEC, exact=exact)
+
+        return decoder.decode(work, on_cpu)
 
 
 ORDINARY = {
@@ -205,7 +215,6 @@ def test_what_the_gpu_leaves_is_decoded_side_by_side(
         side_by_side.wait()
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(cores, "available", lambda: 2)
     monkeypatch.setattr(decode, "decode", wait_for_another)
     buffer = io.BytesIO()
     _photo(40, 30).save(buffer, "PNG")
@@ -224,7 +233,7 @@ def test_a_decoder_that_cannot_start_is_asked_once(
     monkeypatch.setattr(jpegs, "decode_jpeg", refuse)
     decoder = JpegDecoder(SPEC, CPU)
     options = Options(top_k=5, min_score=0.0, exact=False, level="")
-    (found,) = decoder.decode([Job(0, 0, memory_file(ORDINARY["photo"]), options)])
+    (found,) = _decoded(decoder, [Job(0, 0, memory_file(ORDINARY["photo"]), options)])
     assert isinstance(found, Decoded)
     assert decoder.least > 2**31
 
@@ -244,5 +253,5 @@ def test_files_are_left_open(memory_file: Files) -> None:
     """They are the engine's to close."""
     descriptor = memory_file(ORDINARY["photo"])
     options = Options(top_k=5, min_score=0.0, exact=False, level="")
-    JpegDecoder(SPEC, CPU).decode([Job(0, 0, descriptor, options)])
+    _decoded(JpegDecoder(SPEC, CPU), [Job(0, 0, descriptor, options)])
     assert os.fstat(descriptor).st_size == len(ORDINARY["photo"])

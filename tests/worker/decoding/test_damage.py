@@ -322,6 +322,7 @@ _WRONG: dict[str, tuple[str, str]] = {
     "13d": ("unsupported", "12-bit JPEG"),
     "17": ("unsupported", "SVG"),
     "f2": ("too_large", "16383 x 16383"),
+    "f4": ("unsupported", "501 scans"),
     "f6a": ("truncated", "1% of the picture"),
     "f6c": ("truncated", "palette"),
 }
@@ -452,3 +453,34 @@ def test_a_photo_behind_much_filling() -> None:
     content = _photo("jpeg")
     found = _labelled(content[:2] + b"\xff" * 200_000 + content[2:])
     assert np.array_equal(found.pixels, _labelled(content).pixels)
+
+
+@pytest.mark.parametrize(("more", "read"), [(80, True), (200, False)])
+def test_a_jpeg_of_many_scans(more: int, read: bool) -> None:
+    """Far more than photos have are refused; those of a thumbnail, or behind the end, are none."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 480), "red").save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content.rindex(b"\xff\xda")
+    scan = content[last:-2]
+    thumbnail = b"\xff\xe1\x01\xf8Exif\x00\x00" + b"\xff\xda" * 248
+    content = content[:2] + thumbnail + content[2:-2] + scan * more + b"\xff\xd9" + scan * 300
+    if read:
+        assert _labelled(content).width == 640
+    else:
+        found = _refused(content)
+        assert (found.code, found.message) == (
+            ErrorCode.UNSUPPORTED,
+            "a JPEG of 210 scans is not supported (up to 100)",
+        )
+
+
+def test_frames_are_not_counted() -> None:
+    """A GIF of 400,000 frames is no slower than one of eight: to count them took 2.6 s."""
+    buffer = io.BytesIO()
+    Image.new("P", (64, 64)).save(buffer, "GIF")
+    content = buffer.getvalue()
+    frame = content[content.rindex(b",\0\0\0\0") : -1]
+    started = time.process_time()
+    assert _labelled(content[:-1] + frame * 400_000 + b";").width == 64
+    assert time.process_time() - started < 1

@@ -11,6 +11,7 @@ import pytest
 from wuwan_worker.decoding import memory
 from wuwan_worker.decoding.decode import ItemError
 from wuwan_worker.decoding.memory import Budget
+from wuwan_worker.decoding.patience import Limits, Patience
 from wuwan_worker.shared.protocol import ErrorCode
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 GB = 2**30
 EACH = memory._EACH
+PATIENCE = Patience(Limits())
 
 
 def _machine(tmp_path: Path, cgroup: str, limits: dict[str, str], free: int = 64 * GB) -> int:
@@ -67,15 +69,21 @@ def test_a_machine_that_is_nearly_full(tmp_path: Path) -> None:
 def test_what_can_never_fit_is_too_large() -> None:
     """It says so at once, whatever is free."""
     budget = Budget(100 * 10**6)
-    with budget.claim() as claim, pytest.raises(ItemError, match="would take 1,0") as caught:
+    with (
+        budget.claim(PATIENCE) as claim,
+        pytest.raises(ItemError, match="would take 1,0") as caught,
+    ):
         claim.need((10_000, 10_000), 10)
     assert caught.value.code == ErrorCode.TOO_LARGE
-    with budget.claim() as claim, pytest.raises(ItemError, match="the limit is 268 megapixels"):
+    with (
+        budget.claim(PATIENCE) as claim,
+        pytest.raises(ItemError, match="the limit is 268 megapixels"),
+    ):
         claim.need((20_000, 20_000), 0.001)
 
 
 def _claimed(budget: Budget, count: int, done: Callable[[], None], go: threading.Event) -> None:
-    with budget.claim() as claim:
+    with budget.claim(PATIENCE) as claim:
         claim.need((count - EACH, 1), 1)
         done()
         go.wait(20)
@@ -118,11 +126,11 @@ def test_bytes_are_given_out_in_the_order_of_asking() -> None:
 def test_an_error_gives_back_what_was_claimed() -> None:
     """And a picture that asks a second time has the first amount back before."""
     budget = Budget(100 * 10**6)
-    with budget.claim() as claim:
+    with budget.claim(PATIENCE) as claim:
         claim.need((60 * 10**6, 1), 1)
         claim.need((70 * 10**6, 1), 1)
     assert budget._free == budget.total
-    with budget.claim() as claim:
+    with budget.claim(PATIENCE) as claim:
         claim.need((60 * 10**6, 1), 1)
         with pytest.raises(ItemError):
             claim.need((700 * 10**6, 1), 1)

@@ -246,3 +246,30 @@ def test_a_parked_worker_ends_at_its_ttl(on_gpu: Lifecycle, clock: Clock) -> Non
     assert on_gpu.ttl_left == 4.0
     clock.time += 4
     assert on_gpu.over
+
+
+# ---------------------------------------------------------------- decoders that do not come back
+
+
+def test_a_worker_with_a_decoder_that_hangs_ends_when_it_may(life: Lifecycle) -> None:
+    """When nothing is unanswered, client or not; where the decoder comes back it stays."""
+    life.client_came(None)
+    life.images_came(2)
+    life.hanging = 2
+    assert (life.worn, life.spent) == (False, False)
+    life.images_done(2)
+    assert (life.worn, life.spent) == (True, False)
+    life.hanging = 0
+    assert not life.worn
+    life.hanging = 1
+    life.drain()
+    assert not life.worn  # it is done
+
+
+@pytest.mark.parametrize(("hanging", "stuck"), [(3, False), (1, True)])
+def test_a_worker_that_is_spent_ends_at_once(life: Lifecycle, hanging: int, stuck: bool) -> None:
+    """More than two threads are lost, or somebody waits for what they hold."""
+    life.client_came(None)
+    life.images_came(2)
+    life.hanging, life.stuck = hanging, stuck
+    assert life.spent

@@ -21,7 +21,7 @@ import msgpack
 import pytest
 
 from wuwan_worker.jobs import Options
-from wuwan_worker.serving import server
+from wuwan_worker.serving import server, session
 from wuwan_worker.shared import bundle, labels, protocol
 from wuwan_worker.shared.protocol import (
     Cancel,
@@ -363,6 +363,96 @@ def test_a_client_that_does_not_read_holds_up_nobody(serve: Serve, connect: Conn
     assert silent.items(10).keys() == set(range(10))
 
 
+def test_a_client_that_never_reads_is_not_listened_to(serve: Serve, connect: Connect) -> None:
+    """Its answers have a bound; when it reads, all of its images are answered."""
+    running = serve()
+    client = connect(running.name)
+    client.hello()
+    size = session.MAX_UNREAD // 3
+    for number in range(4):  # the socket's own buffers hold a part of the first
+        client.send_images([number], b"")
+        running.answer(1, labels=_large(1, size).labels)
+        running.wait_to_be(lambda: running.lifecycle.unanswered, 0)
+    for number in range(4, 20):
+        client.send_images([number], b"")
+    other = connect(running.name)
+    other.hello()
+    other.send_images([1], b"")
+    running.answer(1)  # of the other one: nothing more was taken of the first
+    assert other.items(1).keys() == {1}
+    held = max(len(one.outgoing) for one in running.server._clients.values())
+    assert session.MAX_UNREAD < held < session.MAX_UNREAD + 2 * size
+    assert len(running.server.jobs) == 0
+    assert client.items(4).keys() == {0, 1, 2, 3}
+    running.answer(16)
+    assert client.items(16).keys() == {*range(4, 20)}
+    client.send(End(count=20))
+    assert client.ended() == [Done(count=20)]
+
+
+def test_who_never_reads_may_vanish(serve: Serve, connect: Connect) -> None:
+    """It is not listened to, and yet its end is noticed."""
+    running = serve()
+    client = connect(running.name)
+    client.hello()
+    client.send_images(range(3), b"")
+    running.answer(3, labels=_large(1, session.MAX_UNREAD // 2).labels)
+    running.wait_to_be(lambda: running.lifecycle.unanswered, 0)
+    client.close()
+    running.wait_to_be(lambda: running.lifecycle.clients, 0)
+
+
+def test_who_is_silent_makes_place(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that has been so for longest; never who waits for an answer, or has just spoken."""
+    monkeypatch.setattr(server, "MAX_CLIENTS", 4)
+    running = serve()
+    waiting, first, asking, second = (connect(running.name) for _ in range(4))
+    waiting.hello()
+    waiting.send_images([1], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 1)
+    first.hello()
+    asking.hello(tagging=False)
+    second.hello()
+    # All of them have just come.
+    assert _fatal(connect(running.name)).code == FatalCode.FULL
+    monkeypatch.setattr(server, "MAY_BE_SILENT", 0.0)
+    first.send(StatusRequest())
+    first.take(Status)
+    places = [connect(running.name) for _ in range(3)]
+    places[0].hello()
+    assert asking.ended() == []
+    places[1].hello()
+    assert second.ended() == [Done(count=0)]
+    places[2].hello()
+    assert first.ended() == [Done(count=0)]
+    for place in places:  # nobody silent is left but who has come
+        place.send_images([2], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 4)
+    assert _fatal(connect(running.name)).code == FatalCode.FULL
+    running.answer(4)
+    assert waiting.items(1).keys() == {1}
+
+
+def test_who_does_not_read_makes_place_later(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would lose its answers: one whose reader is a pager has more time, not all."""
+    monkeypatch.setattr(server, "MAX_CLIENTS", 1)
+    monkeypatch.setattr(server, "MAY_BE_SILENT", 0.0)
+    running = serve()
+    deaf = connect(running.name)
+    deaf.hello()
+    deaf.send_images([1], b"")
+    running.answer(1, labels=_large(1, session.MAX_UNREAD).labels)
+    running.wait_to_be(lambda: running.lifecycle.unanswered, 0)
+    assert _fatal(connect(running.name)).code == FatalCode.FULL
+    monkeypatch.setattr(server, "MAY_BE_DEAF", 0.0)
+    connect(running.name).hello()
+    assert running.lifecycle.clients == 1
+
+
 def test_no_descriptor_is_free(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +600,50 @@ def test_a_hello_during_draining_is_done_at_once(serve: Serve, connect: Connect)
     assert late.ended() == [Done(count=0)]
     running.answer(1)
     assert running.join() == 0
+
+
+def test_decoders_that_hang_end_a_worker_that_has_nothing_to_do(
+    serve: Serve, connect: Connect
+) -> None:
+    """What was received is answered before; the client is told as in any drain."""
+    running = serve()
+    client = connect(running.name)
+    client.hello()
+    client.send_images([1, 2], b"")
+    running.wait_for(lambda: len(running.server.jobs) == 2)
+    running.server.hanging(1, False)
+    running.answer(2)
+    assert client.items(2).keys() == {1, 2}
+    assert client.ended() == [Done(count=2)]
+    assert running.join() == 0
+
+
+@pytest.mark.parametrize(("hanging", "stuck"), [(3, False), (1, True)])
+def test_a_spent_worker_ends_at_once(
+    serve: Serve,
+    connect: Connect,
+    descriptors: Callable[[], list[str]],
+    hanging: int,
+    stuck: bool,
+) -> None:
+    """With images unanswered, which Done does not count; late answers of theirs go nowhere."""
+    running = serve()
+    client, other = connect(running.name), connect(running.name)
+    client.hello()
+    other.hello(tagging=False)
+    client.send_images([1, 2, 3], b"")
+    running.answer(1)
+    client.items(1)
+    job = running.server.jobs.get()
+    assert job is not None
+    running.server.hanging(hanging, stuck)
+    assert client.ended() == [Done(count=1)]
+    assert other.ended() == []
+    assert running.join() == 0
+    os.close(job.descriptor)
+    running.server.answer(job.client, [_large(job.id, 1)])
+    running.server.hanging(0, False)
+    assert not [name for name in descriptors() if "wuwan-image" in name]
 
 
 def test_unread_answers_end_the_end(

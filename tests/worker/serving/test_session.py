@@ -269,6 +269,28 @@ def test_who_does_not_read_may_not_ask(message: ToWorker) -> None:
     assert turned_away == TurnAway(FatalCode.PROTOCOL, "replies are asked for and not read")
 
 
+def test_who_tags_and_does_not_read_is_made_to_wait() -> None:
+    """It may be slow; nothing of it is refused. Who only asks is."""
+    session = greeted()
+    assert session.listened_to(MAX_UNREAD)
+    assert not session.listened_to(MAX_UNREAD + 1)
+    assert greeted(tagging=False).listened_to(MAX_UNREAD + 1)
+    assert ClientSession(TERMS).listened_to(MAX_UNREAD + 1)
+    session.close()
+    assert not session.listened_to(0)
+
+
+def test_who_is_let_go_has_its_trailer() -> None:
+    """With what it was answered, whatever it waits for; who only asks has none."""
+    session = tagging(3)
+    session.answered_with(results(1))
+    assert session.let_go() == [Send(Done(count=1)), Close()]
+    assert session.let_go() == []
+    assert session.answered_with(results(2)) == []
+    assert greeted(tagging=False).let_go() == [Close()]
+    assert ClientSession(TERMS).let_go() == [Close()]
+
+
 def test_ready_is_for_who_was_greeted() -> None:
     """Before its Welcome nobody hears anything, and after its end neither."""
     assert ClientSession(TERMS).loaded("CPU") == []

@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,12 @@ from PIL import Image, JpegImagePlugin, MpoImagePlugin  # noqa: F401  # each reg
 from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from wuwan_worker import cores
 from wuwan_worker.decoding import decode, jpeg, prepare
 from wuwan_worker.decoding.decode import Decoded, ItemError, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from wuwan_worker.jobs import Job
     from wuwan_worker.shared.bundle import InputSpec
@@ -59,27 +58,24 @@ class JpegDecoder:
         self.least = 8
         self._spec = spec
         self._device = device
-        # What a GPU does not decode must not queue up behind one thread.
-        self._rest = ThreadPoolExecutor(cores.available(), "decode-rest")
 
-    def decode(self, jobs: Sequence[Job]) -> list[Decoded | Refused]:
+    def decode(
+        self, jobs: Sequence[Job], on_cpu: Callable[[Job], Future[Decoded | Refused]]
+    ) -> list[Decoded | Refused]:
         """See `BatchDecoder.decode`."""
         jpegs = {number: jpeg for number, job in enumerate(jobs) if (jpeg := _jpeg(job))}
         rest = [number for number in range(len(jobs)) if number not in jpegs]
         # Begun first: they are decoded while the GPU works.
-        others = [self._rest.submit(self._on_cpu, jobs[number]) for number in rest]
+        others = [on_cpu(jobs[number]) for number in rest]
         found: dict[int, Decoded | Refused] = {}
         for batch in _batches(jpegs):
             if squares := self._squares([jpegs[number] for number in batch]):
                 found |= zip(batch, squares, strict=True)
                 continue
             rest += batch
-            others += [self._rest.submit(self._on_cpu, jobs[number]) for number in batch]
+            others += [on_cpu(jobs[number]) for number in batch]
         found |= zip(rest, (other.result() for other in others), strict=True)
         return [found[number] for number in range(len(jobs))]
-
-    def _on_cpu(self, job: Job) -> Decoded | Refused:
-        return decode.attempt(job.descriptor, self._spec, exact=job.options.exact)
 
     def _squares(self, jpegs: Sequence[_Jpeg]) -> list[Decoded]:
         """One for each, or none at all."""
