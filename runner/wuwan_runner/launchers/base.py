@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from wuwan_runner.gpus.placement import Placement
     from wuwan_runner.options import Timeouts
     from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest, WorkerHandle
     from wuwan_worker.shared.protocol import Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a daemon is asked, if one has to be."""
+
+    timeout: float = 0.0
+    """Seconds for a call of its client, which few need; 0: there is no time for that."""
+    notify: Callable[[str], None] = lambda _: None
+    """Told, in one line, what a person may want to know."""
+
+
+QUIETLY = Asking()
 
 
 class Launcher(Protocol):
@@ -22,11 +37,12 @@ class Launcher(Protocol):
     contained: bool
     """Whether its workers may be in a user namespace of their own."""
 
-    def key(self, wanted: ResolvedSpec) -> str:
-        """Names the workers that serve a spec. Fast: no Docker call, no heavy import.
+    def key(self, wanted: ResolvedSpec, asking: Asking = QUIETLY) -> str:
+        """Names the workers that serve a spec. Fast: milliseconds, and no heavy import.
 
         Raises:
-            WorkerUnavailableError: if it cannot have the model.
+            WorkerUnavailableError: if it cannot have the model, or the daemon that would know does
+                not answer.
         """
         ...
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
+from wuwan_runner.launchers import code
+from wuwan_runner.launchers.base import QUIETLY
 from wuwan_runner.wire import address
 from wuwan_runner.worker import WorkerExit, new_name
 from wuwan_worker.shared import peers
@@ -20,6 +22,7 @@ from wuwan_worker.shared import peers
 if TYPE_CHECKING:
     import socket
 
+    from wuwan_runner.launchers.base import Asking
     from wuwan_runner.options import Timeouts
     from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest
@@ -114,12 +117,14 @@ class LocalLauncher:
     name = "local"
     contained = False
 
-    def key(self, wanted: ResolvedSpec) -> str:
+    def key(self, wanted: ResolvedSpec, asking: Asking = QUIETLY) -> str:
         """See `Launcher.key`."""
+        del asking
         spec, model = wanted.spec, wanted.model.required
         return address.key(
             self.name,
             {
+                "code": code.digest(),
                 "model": str(model.root),
                 "bundle": model.fingerprint,
                 "backend": spec.backend,

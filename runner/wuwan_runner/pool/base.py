@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wuwan_runner.gpus import placement
+from wuwan_runner.launchers.base import Asking
 from wuwan_runner.options import TTL
 from wuwan_runner.worker import StartRequest
 
@@ -38,11 +39,11 @@ class WorkerPool(ABC):
             notify: told, in one line each, what a person may want to know.
 
         Raises:
-            WorkerUnavailableError: if the launcher cannot have the model.
+            WorkerUnavailableError: see `Launcher.key`.
         """
         self.launcher = launcher
         self.notify = notify
-        self.key = launcher.key(wanted)
+        self.key = launcher.key(wanted, Asking(options.timeouts.docker, notify))
         self._wanted = wanted
         self._options = options
 

@@ -102,3 +102,9 @@ def listed() -> list[Address]:
         if name.startswith(prefix) and len(parts) == 2:
             found.add(Address(*parts))
     return sorted(found, key=lambda address: (address.key, address.index))
+
+
+def warm(prefix: str) -> str:
+    """The key of a shared worker here that begins so; "" if there is none."""
+    keys = (place.key for place in listed() if place.key.startswith(prefix) and place.index == "0")
+    return next(keys, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.server
+import io
 import json
 import os
 import socket
@@ -225,37 +226,45 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "remote"),
+    ("error", "hint"),
     [
-        ("", False),
-        ("unix:///var/run/docker.sock", False),
-        ("unix:///elsewhere", False),
-        ("tcp://127.0.0.1:2375", True),  # may be a tunnel's end
-        ("ssh://somebody@somewhere", True),
+        ("Install paramiko package to enable ssh:// support", "pip install paramiko"),
+        (
+            "Credentials store error: InitializationError('docker-credential-x not installed')",
+            "`credsStore`",
+        ),
+        ("Invalid CA certificate provided for `ca_cert`.", "DOCKER_CERT_PATH"),
+        ("Client sent an HTTP request to an HTTPS server.", "DOCKER_TLS_VERIFY"),
     ],
 )
-def test_which_daemon_is_remote(host: str, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is reached by a file is on this machine; of the others nobody knows."""
-    monkeypatch.setenv("DOCKER_HOST", host)
-    assert daemon.is_remote() is remote
+def test_what_the_client_itself_cannot_do(error: str, hint: str) -> None:
+    """Its own reason, and an answer to it: the daemon may be well."""
+    made = daemon.unreachable(OSError(error))
+    assert str(made) == f"Docker's client: {error}"
+    assert hint in made.hint
 
 
-def test_whether_a_daemon_may_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that is not there answers nobody; of a host only asking can tell."""
-    there, missing = tmp_path / "there", tmp_path / "missing"
-    there.touch()
-    for path in (there, missing):
-        monkeypatch.setattr(daemon, "DEFAULT_SOCKET", str(path))
-        for host in (None, "", "unix://"):
-            if host is None:
-                monkeypatch.delenv("DOCKER_HOST", raising=False)
-            else:
-                monkeypatch.setenv("DOCKER_HOST", host)
-            assert daemon.may_answer() is (path == there)
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
-        assert daemon.may_answer() is (path == there)
-        monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-        assert daemon.may_answer()
+def test_ssh_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docker-py needs paramiko for it, and says so."""
+    monkeypatch.delattr("docker.api.client.SSHHTTPAdapter", raising=False)  # if it is installed
+    monkeypatch.setenv("DOCKER_HOST", "ssh://somebody@127.0.0.1:1")
+    error = refused(lambda client: client.api.info())
+    assert "paramiko" in str(error)
+    assert "pip install paramiko" in error.hint
+
+
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore:docker-credential-nowhere")  # docker-py's, besides its error
+def test_a_credential_helper_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for when an image is built, and named."""
+    (tmp_path / "config.json").write_text('{"credsStore": "nowhere"}')
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    error = refused(lambda client: client.api.build(fileobj=io.BytesIO(), custom_context=True))
+    assert "docker-credential-nowhere not installed" in str(error)
+    assert "`credsStore`" in error.hint
 
 
 def test_an_explanation_has_one_line() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.runner.run.fake_worker import welcome
 from wuwan_runner.gpus.placement import Placement
+from wuwan_runner.launchers.base import QUIETLY
 from wuwan_runner.wire import address
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
@@ -16,6 +17,7 @@ from wuwan_worker.shared import protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wuwan_runner.launchers.base import Asking
     from wuwan_runner.options import Timeouts
     from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest
@@ -76,8 +78,9 @@ class FakeLauncher:
         self.workers: list[FakeHandle] = []
         self._before = before
 
-    def key(self, wanted: ResolvedSpec) -> str:
+    def key(self, wanted: ResolvedSpec, asking: Asking = QUIETLY) -> str:
         """See `Launcher.key`."""
+        del asking
         return address.key(self.name, {"model": wanted.spec.model})
 
     def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:
