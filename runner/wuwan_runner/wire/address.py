@@ -105,6 +105,6 @@ def listed() -> list[Address]:
 
 
 def warm(prefix: str) -> str:
-    """The key of a shared worker here that begins so; "" if there is none."""
-    keys = (place.key for place in listed() if place.key.startswith(prefix) and place.index == "0")
-    return next(keys, "")
+    """The key that begins so of shared workers here; "" if there is none, or more than one."""
+    keys = {place.key for place in listed() if place.key.startswith(prefix) and place.index == "0"}
+    return keys.pop() if len(keys) == 1 else ""
