@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -16,19 +15,6 @@ if TYPE_CHECKING:
     from wuwan_worker.shared.protocol import Welcome
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """How a daemon is asked, if one has to be."""
-
-    timeout: float = 0.0
-    """Seconds for a call of its client, which few need; 0: there is no time for that."""
-    notify: Callable[[str], None] = lambda _: None
-    """Told, in one line, what a person may want to know."""
-
-
-QUIETLY = Asking()
-
-
 class Launcher(Protocol):
     """Starts workers of one kind."""
 
@@ -37,8 +23,19 @@ class Launcher(Protocol):
     contained: bool
     """Whether its workers may be in a user namespace of their own."""
 
-    def key(self, wanted: ResolvedSpec, asking: Asking = QUIETLY) -> str:
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
         """Names the workers that serve a spec. Fast: milliseconds, and no heavy import.
+
+        Args:
+            wanted: the spec.
+            timeout: seconds for a call of a daemon's client, where nothing faster will do; without
+                them there is no time for that.
+            notify: told, in one line, what a person may want to know.
 
         Raises:
             WorkerUnavailableError: if it cannot have the model, or the daemon that would know does

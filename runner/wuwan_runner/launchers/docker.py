@@ -23,16 +23,15 @@ from wuwan_runner.containers import (
 )
 from wuwan_runner.containers.endings import LogTail
 from wuwan_runner.errors import WorkerUnavailableError
-from wuwan_runner.launchers.base import QUIETLY
 from wuwan_runner.wire import address
 from wuwan_runner.worker import WorkerExit, new_name
 from wuwan_worker.shared.protocol import Adopt
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from wuwan_runner.gpus.placement import Placement
-    from wuwan_runner.launchers.base import Asking
     from wuwan_runner.options import Timeouts
     from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest
@@ -74,7 +73,12 @@ class DockerLauncher:
     name = "docker"
     contained = True
 
-    def key(self, wanted: ResolvedSpec, asking: Asking = QUIETLY) -> str:
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
         """See `Launcher.key`.
 
         It is two hashes, the second one of the images that the names stand for now: an image that
@@ -99,11 +103,12 @@ class DockerLauncher:
         ids = image_ids.quickly(names)
         if ids is None:
             if not endpoint.current().is_remote and (up := address.warm(f"{kind}-")):
-                asking.notify("the Docker daemon does not answer: using the worker that is warm")
+                if notify:
+                    notify("the Docker daemon does not answer: using the worker that is warm")
                 return up
-            if not asking.timeout:
+            if not timeout:
                 raise WorkerUnavailableError("the Docker daemon does not answer at once")
-            ids = image_ids.patiently(names, asking.timeout)
+            ids = image_ids.patiently(names, timeout)
         return f"{kind}-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}"
 
     def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:

@@ -14,15 +14,14 @@ from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
 from wuwan_runner.launchers import code
-from wuwan_runner.launchers.base import QUIETLY
 from wuwan_runner.wire import address
 from wuwan_runner.worker import WorkerExit, new_name
 from wuwan_worker.shared import peers
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
-    from wuwan_runner.launchers.base import Asking
     from wuwan_runner.options import Timeouts
     from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest
@@ -117,9 +116,14 @@ class LocalLauncher:
     name = "local"
     contained = False
 
-    def key(self, wanted: ResolvedSpec, asking: Asking = QUIETLY) -> str:
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
         """See `Launcher.key`."""
-        del asking
+        del timeout, notify
         spec, model = wanted.spec, wanted.model.required
         return address.key(
             self.name,

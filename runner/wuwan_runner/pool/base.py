@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wuwan_runner.gpus import placement
-from wuwan_runner.launchers.base import Asking
 from wuwan_runner.options import TTL
 from wuwan_runner.worker import StartRequest
 
@@ -43,7 +42,7 @@ class WorkerPool(ABC):
         """
         self.launcher = launcher
         self.notify = notify
-        self.key = launcher.key(wanted, Asking(options.timeouts.docker, notify))
+        self.key = launcher.key(wanted, options.timeouts.docker, notify)
         self._wanted = wanted
         self._options = options
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tests.runner.run.fake_worker import welcome
 from wuwan_runner.gpus.placement import Placement
-from wuwan_runner.launchers.base import QUIETLY
 from wuwan_runner.wire import address
 from wuwan_runner.worker import WorkerExit
 from wuwan_worker.shared import protocol
@@ -17,7 +16,6 @@ from wuwan_worker.shared import protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wuwan_runner.launchers.base import Asking
     from wuwan_runner.options import Timeouts
     from wuwan_runner.resolved import ResolvedSpec
     from wuwan_runner.worker import StartRequest
@@ -78,9 +76,14 @@ class FakeLauncher:
         self.workers: list[FakeHandle] = []
         self._before = before
 
-    def key(self, wanted: ResolvedSpec, asking: Asking = QUIETLY) -> str:
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
         """See `Launcher.key`."""
-        del asking
+        del timeout, notify
         return address.key(self.name, {"model": wanted.spec.model})
 
     def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:
