@@ -131,15 +131,16 @@ class Tagger:
     def _pool_for(self, over_exec: bool) -> WorkerPool:
         if self._launcher is None:
             self._launcher = choose(self._wanted, self._options, self._notify)
-        remote = self._options.channel == "exec" or (
-            self._options.channel == "auto" and daemon.is_remote()
-        )
-        if self._launcher.name == "docker" and (remote or over_exec):
+        if self._launcher.name == "docker" and (over_exec or self._is_remote()):
             # Imported here: few need it.
             from wuwan_runner.pool.exec import ExecPool
 
             return ExecPool(self._launcher, self._wanted, self._options, self._notify)
         return SocketPool(self._launcher, self._wanted, self._options, self._notify)
+
+    def _is_remote(self) -> bool:
+        channel = self._options.channel
+        return channel == "exec" or (channel == "auto" and daemon.is_remote())
 
     def __enter__(self) -> Tagger:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from typing import Annotated, Self
 
 import typer
@@ -86,6 +87,8 @@ def build(
         pull=pull,
         cache=not no_cache,
     )
+    # docker-py's, of a helper that is missing; the error says it once more, with what to do.
+    warnings.filterwarnings("ignore", "docker-credential-")
     with _Log() as log:
         built = image_build.build(options, log.line)
     short = built.id.removeprefix("sha256:")[:12]

@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wuwan_runner.containers import endpoint
 from wuwan_runner.errors import WorkerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import docker
+    from docker.tls import TLSConfig
+
+    from wuwan_runner.containers.endpoint import Tls
 
 # A daemon may promise GPUs, and find out at a container's start that it has no driver for them.
 _GPU_ERROR = re.compile(r"nvidia|\bCDI\b|device driver", re.IGNORECASE)
 _GPU_HINT = "does `nvidia-smi` work on the daemon's machine? or use --gpus none"
-DEFAULT_SOCKET = "/var/run/docker.sock"
+# Where the client itself fails: what its reason has in it, and what to do.
+_ANSWERS = (
+    (re.compile("paramiko"), "pip install paramiko, or tunnel the daemon's socket with `ssh -L`"),
+    (
+        re.compile("credential", re.IGNORECASE),
+        "install that helper, or take `credsStore` and `credHelpers` out of Docker's config.json",
+    ),
+    (
+        re.compile(r"certificate|\bSSL|\bTLS|HTTPS server", re.IGNORECASE),
+        "look at DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or at `docker context inspect`",
+    ),
+)
 
 
 def may_answer() -> bool:
-    """Whether looking for a daemon makes sense at all; costs no import and no connection."""
-    host = os.environ.get("DOCKER_HOST", "")
-    if not host or host.startswith("unix://"):
-        return Path(host.removeprefix("unix://") or DEFAULT_SOCKET).exists()
-    return True
+    """Whether looking for the daemon makes sense at all; costs no import and no connection.
+
+    Raises WorkerUnavailableError as `endpoint.current`.
+    """
+    return endpoint.current().may_answer
+
+
+def is_remote() -> bool:
+    """Whether the daemon is on another machine, or may be.
+
+    Raises WorkerUnavailableError as `endpoint.current`.
+    """
+    return endpoint.current().is_remote
 
 
 @contextmanager
 def connected(timeout: float) -> Iterator[docker.DockerClient]:
-    """A client of the daemon that DOCKER_HOST names; each call has `timeout` seconds.
+    """A client of the daemon (see `endpoint`); each call has `timeout` seconds.
 
     Raises:
         WorkerUnavailableError: if no daemon answers. Errors of calls inside are translated, too.
@@ -40,10 +61,14 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
     import docker
     import docker.errors
     import requests
+    from docker.credentials.errors import StoreError
 
+    target = endpoint.current()
     try:
-        client = docker.from_env(timeout=max(1, int(timeout)))
-    except (docker.errors.DockerException, ValueError) as error:
+        client = docker.DockerClient(
+            target.host, timeout=max(1, int(timeout)), tls=_tls(target.tls) or False
+        )
+    except Exception as error:  # ssh:// has errors of its own, of a package that may not be there
         if isinstance(error.__cause__, requests.exceptions.Timeout):  # it is asked for its version
             raise _silent(timeout) from None
         raise unreachable(error) from None
@@ -60,16 +85,14 @@ def connected(timeout: float) -> Iterator[docker.DockerClient]:
         raise WorkerUnavailableError(f"Docker refused: {text}", hint=hint) from None
     except requests.exceptions.Timeout:
         raise _silent(timeout) from None
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+    except (
+        docker.errors.DockerException,
+        requests.exceptions.RequestException,
+        StoreError,  # the credential helper, when an image is built
+    ) as error:
         raise unreachable(error) from None
     finally:
         client.close()
-
-
-def is_remote() -> bool:
-    """Whether DOCKER_HOST names a daemon on another machine, or one that may be."""
-    host = os.environ.get("DOCKER_HOST", "")
-    return bool(host) and not host.startswith("unix://")
 
 
 def hang_up(stream: Any) -> None:
@@ -89,18 +112,31 @@ def _silent(timeout: float) -> WorkerUnavailableError:
 
 
 def unreachable(error: Exception) -> WorkerUnavailableError:
-    """The error for a daemon that does not answer."""
+    """The error for a daemon that does not answer, or a client that cannot ask it."""
     text = str(error)
     if "Permission denied" in text:
         return WorkerUnavailableError(
             "no permission to speak to the Docker daemon",
             hint="add yourself to the group `docker` and log in again, or use --runner local",
         )
-    where = os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET
+    for pattern, hint in _ANSWERS:
+        if pattern.search(text):
+            return WorkerUnavailableError(f"Docker's client: {explanation(error)}", hint=hint)
+    target = endpoint.current()
+    named = "" if target.chosen == "DOCKER_HOST" else f" ({target.chosen})"
     return WorkerUnavailableError(
-        f"no Docker daemon answers at {where}",
+        f"no Docker daemon answers at {target.host}{named}",
         hint="start it (`systemctl start docker`), set DOCKER_HOST, or use --runner local",
     )
+
+
+def _tls(wanted: Tls | None) -> TLSConfig | None:
+    from docker.tls import TLSConfig
+
+    if wanted is None:
+        return None
+    pair = (wanted.certificate, wanted.key) if wanted.certificate or wanted.key else None
+    return TLSConfig(client_cert=pair, ca_cert=wanted.ca or None, verify=wanted.verify)
 
 
 def explanation(error: Any) -> str:

@@ -14,6 +14,7 @@ from wuwan_worker import __version__
 if TYPE_CHECKING:
     import docker
 
+    from wuwan_runner.options import WorkerSpec
     from wuwan_runner.resolved import ResolvedSpec
 
 LABEL_VARIANT = "io.wuwan.variant"  # cpu, gpu
@@ -28,6 +29,15 @@ _NO_GPU = Problem(
 def own_image(variant: str) -> str:
     """The name of this version's own image of that variant."""
     return f"wuwan:{__version__}" if variant == "cpu" else f"wuwan:{__version__}-{variant}"
+
+
+def candidates(spec: WorkerSpec) -> tuple[str, ...]:
+    """The images of which `image_for` takes one."""
+    if spec.image:
+        return (spec.image,)
+    if spec.gpus == "none" and spec.backend != "torch":
+        return (own_image("cpu"),)
+    return (own_image("cpu"), own_image("gpu"))
 
 
 def build_hint(variant: str) -> str:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wuwan_runner.containers import daemon, images
+from wuwan_runner.containers import daemon, endpoint, images
 from wuwan_runner.doctor import orphans
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
@@ -142,9 +142,10 @@ def python() -> Check:
 
 def docker(scope: Scope) -> list[Check]:
     """The daemon, whether it offers GPUs, and the image."""
-    if not daemon.may_answer():
-        return _no_docker(WorkerUnavailableError("no Docker daemon here", hint=daemon_advice()))
     try:
+        target = endpoint.current()
+        if not target.may_answer:
+            raise WorkerUnavailableError(f"no Docker daemon at {target}", hint=daemon_advice())
         with daemon.connected(scope.timeouts.docker) as client:
             version, info = client.api.version(), client.api.info()
             found = [_image(client, images.reference(scope.image))]
@@ -152,8 +153,7 @@ def docker(scope: Scope) -> list[Check]:
                 found.append(_image(client, images.own_image("gpu"), "gpu"))
     except WorkerUnavailableError as error:
         return _no_docker(error)
-    where = os.environ.get("DOCKER_HOST") or "the local socket"
-    detail = f"{version.get('Version')}, API {version.get('ApiVersion')}, at {where}"
+    detail = f"{version.get('Version')}, API {version.get('ApiVersion')}, at {target}"
     return [Check("Docker daemon", Outcome.OK, detail), gpu(info), *found]
 
 
@@ -358,7 +358,7 @@ def orphaned(scope: Scope) -> Check:
 def all_orphans(timeouts: Timeouts) -> list[orphans.Orphan]:
     """Orphan directories, and containers if a daemon answers."""
     found = orphans.directories() + orphans.unfinished_models()
-    if daemon.may_answer():
-        with contextlib.suppress(WorkerUnavailableError):  # the check of the daemon says so
+    with contextlib.suppress(WorkerUnavailableError):  # the check of the daemon says so
+        if daemon.may_answer():
             found += orphans.containers(timeouts)
     return found

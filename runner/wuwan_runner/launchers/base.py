@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from wuwan_runner.gpus.placement import Placement
     from wuwan_runner.options import Timeouts
@@ -22,11 +23,23 @@ class Launcher(Protocol):
     contained: bool
     """Whether its workers may be in a user namespace of their own."""
 
-    def key(self, wanted: ResolvedSpec) -> str:
-        """Names the workers that serve a spec. Fast: no Docker call, no heavy import.
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
+        """Names the workers that serve a spec. Fast: milliseconds, and no heavy import.
+
+        Args:
+            wanted: the spec.
+            timeout: seconds for a call of a daemon's client, where nothing faster will do; without
+                them there is no time for that.
+            notify: told, in one line, what a person may want to know.
 
         Raises:
-            WorkerUnavailableError: if it cannot have the model.
+            WorkerUnavailableError: if it cannot have the model, or the daemon that would know does
+                not answer.
         """
         ...
 

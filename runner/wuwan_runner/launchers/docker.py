@@ -9,7 +9,7 @@ removes itself when its worker ends.
 from __future__ import annotations
 
 import contextlib
-import os
+import hashlib
 from typing import TYPE_CHECKING
 
 from wuwan_runner.containers import (
@@ -17,6 +17,8 @@ from wuwan_runner.containers import (
     container,
     daemon,
     endings,
+    endpoint,
+    image_ids,
     images,
 )
 from wuwan_runner.containers.endings import LogTail
@@ -27,6 +29,7 @@ from wuwan_worker.shared.protocol import Adopt
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from wuwan_runner.gpus.placement import Placement
     from wuwan_runner.options import Timeouts
@@ -70,10 +73,20 @@ class DockerLauncher:
     name = "docker"
     contained = True
 
-    def key(self, wanted: ResolvedSpec) -> str:
-        """See `Launcher.key`."""
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
+        """See `Launcher.key`.
+
+        It is two hashes, the second one of the images that the names stand for now: an image that
+        was built anew does not meet a worker of the old one. If the daemon says nothing, a worker
+        that is up is known by the first.
+        """
         spec, model = wanted.spec, wanted.model
-        return address.key(
+        kind = address.key(
             self.name,
             {
                 "model": spec.model,
@@ -83,9 +96,20 @@ class DockerLauncher:
                 "gpus": spec.gpus,
                 "image": spec.image,
                 "memory": spec.memory,
-                "host": os.environ.get("DOCKER_HOST", ""),
+                "daemon": endpoint.current().identity,
             },
         )
+        names = images.candidates(spec)
+        ids = image_ids.quickly(names)
+        if ids is None:
+            if not endpoint.current().is_remote and (up := address.warm(f"{kind}-")):
+                if notify:
+                    notify("the Docker daemon does not answer: using the worker that is warm")
+                return up
+            if not timeout:
+                raise WorkerUnavailableError("the Docker daemon does not answer at once")
+            ids = image_ids.patiently(names, timeout)
+        return f"{kind}-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}"
 
     def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:
         """See `Launcher.placement`."""

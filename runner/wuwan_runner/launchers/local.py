@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.gpus import nvidia, placement
 from wuwan_runner.gpus.placement import Offer, Placement, Problem
+from wuwan_runner.launchers import code
 from wuwan_runner.wire import address
 from wuwan_runner.worker import WorkerExit, new_name
 from wuwan_worker.shared import peers
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from wuwan_runner.options import Timeouts
     from wuwan_runner.resolved import ResolvedSpec
@@ -114,12 +116,19 @@ class LocalLauncher:
     name = "local"
     contained = False
 
-    def key(self, wanted: ResolvedSpec) -> str:
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
         """See `Launcher.key`."""
+        del timeout, notify
         spec, model = wanted.spec, wanted.model.required
         return address.key(
             self.name,
             {
+                "code": code.digest(),
                 "model": str(model.root),
                 "bundle": model.fingerprint,
                 "backend": spec.backend,

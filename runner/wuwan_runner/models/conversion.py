@@ -202,7 +202,7 @@ def _image(image: str) -> str:
     if daemon.is_remote():
         raise WorkerUnavailableError(
             "the Docker daemon is on another machine and does not see the checkpoint",
-            hint="unset DOCKER_HOST, or pip install 'wuwan[gpu]'",
+            hint="use a daemon on this machine, or pip install 'wuwan[gpu]'",
         )
     if not daemon.may_answer():
         raise WorkerUnavailableError("no Docker daemon here", hint="pip install 'wuwan[gpu]'")

@@ -38,11 +38,11 @@ class WorkerPool(ABC):
             notify: told, in one line each, what a person may want to know.
 
         Raises:
-            WorkerUnavailableError: if the launcher cannot have the model.
+            WorkerUnavailableError: see `Launcher.key`.
         """
         self.launcher = launcher
         self.notify = notify
-        self.key = launcher.key(wanted)
+        self.key = launcher.key(wanted, options.timeouts.docker, notify)
         self._wanted = wanted
         self._options = options
 

@@ -24,7 +24,8 @@ _CONNECT = 5.0  # seconds; only a full queue makes connecting wait
 def choose(wanted: ResolvedSpec, options: TagOptions, notify: Callable[[str], None]) -> Launcher:
     """The launcher for `options.runner`; for "auto" whatever is warm, then Docker, then local.
 
-    A warm worker is looked for first: that costs microseconds, and asking Docker needs its client.
+    A warm worker is looked for first: that costs a millisecond, and asking Docker for more needs
+    its client.
 
     Raises:
         WorkerUnavailableError: if the runner cannot be used.
@@ -37,17 +38,17 @@ def choose(wanted: ResolvedSpec, options: TagOptions, notify: Callable[[str], No
         try:
             if is_warm(launcher, wanted):
                 return launcher
-        except WorkerUnavailableError:  # a model that this launcher does not know
+        except WorkerUnavailableError:  # it does not know the model, or its daemon says nothing
             continue
     spec = wanted.spec
-    if not daemon.may_answer():
-        if spec.image:
-            raise WorkerUnavailableError(
-                f"--image {spec.image} needs Docker: no Docker daemon here",
-                hint="start Docker, or set DOCKER_HOST",
-            )
-        return local
     try:
+        if not daemon.may_answer():
+            if spec.image:
+                raise WorkerUnavailableError(
+                    f"--image {spec.image} needs Docker: no Docker daemon here",
+                    hint="start Docker, or set DOCKER_HOST",
+                )
+            return local
         contained = docker.placement(wanted, options.timeouts)
     except WorkerUnavailableError as error:
         if spec.image or (placement.by_name(spec.gpus) and not _has_gpu(local, wanted, options)):

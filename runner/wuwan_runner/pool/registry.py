@@ -61,7 +61,7 @@ def members(timeouts: Timeouts) -> list[RunningWorker]:
     """The workers that are up. One that ends meanwhile is not among them.
 
     Raises:
-        WorkerUnavailableError: if DOCKER_HOST names a daemon elsewhere that does not answer.
+        WorkerUnavailableError: if the daemon is elsewhere and does not answer, or is not known.
     """
     found = [
         RunningWorker(

@@ -102,3 +102,9 @@ def listed() -> list[Address]:
         if name.startswith(prefix) and len(parts) == 2:
             found.add(Address(*parts))
     return sorted(found, key=lambda address: (address.key, address.index))
+
+
+def warm(prefix: str) -> str:
+    """The key that begins so of shared workers here; "" if there is none, or more than one."""
+    keys = {place.key for place in listed() if place.key.startswith(prefix) and place.index == "0"}
+    return keys.pop() if len(keys) == 1 else ""

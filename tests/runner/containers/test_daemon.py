@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.server
+import io
 import json
 import os
+import shutil
 import socket
 import socketserver
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -22,7 +26,8 @@ import pytest
 
 from tests.faults.stranger import as_stranger
 from tests.runner.containers.conftest import wait_until
-from wuwan_runner.containers import daemon
+from wuwan_runner.containers import daemon, endpoint
+from wuwan_runner.containers.endpoint import Endpoint, Tls
 from wuwan_runner.errors import ExitCode, WorkerUnavailableError
 
 if TYPE_CHECKING:
@@ -225,37 +230,109 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "remote"),
+    ("error", "hint"),
     [
-        ("", False),
-        ("unix:///var/run/docker.sock", False),
-        ("unix:///elsewhere", False),
-        ("tcp://127.0.0.1:2375", True),  # may be a tunnel's end
-        ("ssh://somebody@somewhere", True),
+        ("Install paramiko package to enable ssh:// support", "pip install paramiko"),
+        (
+            "Credentials store error: InitializationError('docker-credential-x not installed')",
+            "`credsStore`",
+        ),
+        ("Invalid CA certificate provided for `ca_cert`.", "DOCKER_CERT_PATH"),
+        ("Client sent an HTTP request to an HTTPS server.", "DOCKER_TLS_VERIFY"),
     ],
 )
-def test_which_daemon_is_remote(host: str, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is reached by a file is on this machine; of the others nobody knows."""
-    monkeypatch.setenv("DOCKER_HOST", host)
-    assert daemon.is_remote() is remote
+def test_what_the_client_itself_cannot_do(error: str, hint: str) -> None:
+    """Its own reason, and an answer to it: the daemon may be well."""
+    made = daemon.unreachable(OSError(error))
+    assert str(made) == f"Docker's client: {error}"
+    assert hint in made.hint
 
 
-def test_whether_a_daemon_may_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that is not there answers nobody; of a host only asking can tell."""
-    there, missing = tmp_path / "there", tmp_path / "missing"
-    there.touch()
-    for path in (there, missing):
-        monkeypatch.setattr(daemon, "DEFAULT_SOCKET", str(path))
-        for host in (None, "", "unix://"):
-            if host is None:
-                monkeypatch.delenv("DOCKER_HOST", raising=False)
-            else:
-                monkeypatch.setenv("DOCKER_HOST", host)
-            assert daemon.may_answer() is (path == there)
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
-        assert daemon.may_answer() is (path == there)
-        monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-        assert daemon.may_answer()
+def test_ssh_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docker-py needs paramiko for it, and says so."""
+    monkeypatch.delattr("docker.api.client.SSHHTTPAdapter", raising=False)  # if it is installed
+    monkeypatch.setenv("DOCKER_HOST", "ssh://somebody@127.0.0.1:1")
+    error = refused(lambda client: client.api.info())
+    assert "paramiko" in str(error)
+    assert "pip install paramiko" in error.hint
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """Of a CA, in a directory like a context's: for a server at 127.0.0.1, and for a client."""
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates are made with openssl")
+    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(
+            ["openssl", *arguments], cwd=tmp_path, capture_output=True, timeout=30, check=True
+        )
+
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *new, "-subj=/CN=ca", "-days=2", "-keyout=ca.key", "-out=ca.pem")
+    for name in ("server", "client"):
+        openssl("req", *new, f"-subj=/CN={name}", f"-keyout={name}.key", f"-out={name}.csr")
+        signed = ("-CA=ca.pem", "-CAkey=ca.key", "-CAcreateserial", "-days=2", "-extfile=names")
+        openssl("x509", "-req", f"-in={name}.csr", *signed, f"-out={name}.crt")
+    (tmp_path / "client.crt").rename(tmp_path / "cert.pem")
+    (tmp_path / "client.key").rename(tmp_path / "key.pem")
+    return tmp_path
+
+
+# docker-py leaves the socket of a connection that failed to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_tls_by_a_context(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its certificates are shown and checked; without them the reason is TLS's, with an answer."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # they go before what a client is told
+        monkeypatch.delenv(name, raising=False)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+    context.load_verify_locations(certificates / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    class Quiet(socketserver.ThreadingTCPServer):
+        fault = "none"
+
+        def handle_error(self, *_: object) -> None:
+            """A handshake that fails is the test's."""
+
+    with Quiet(("127.0.0.1", 0), _Answers) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            files = [str(certificates / f"{name}.pem") for name in ("ca", "cert", "key")]
+            host = f"tcp://127.0.0.1:{server.server_address[1]}"
+            for tls in (Tls(*files), Tls("", *files[1:], verify=False)):
+                monkeypatch.setattr(endpoint, "current", lambda tls=tls: Endpoint(host, "x", tls))
+                with daemon.connected(30) as client:
+                    assert client.api._version == "1.41"
+            for tls in (Tls(files[0]), Tls(), Tls("", *files[1:]), Tls(*files[:2], "/missing")):
+                monkeypatch.setattr(endpoint, "current", lambda tls=tls: Endpoint(host, "x", tls))
+                error = refused(lambda client: client.api.info())
+                assert str(error).startswith("Docker's client: "), error
+                assert "docker context inspect" in error.hint
+        finally:
+            server.shutdown()
+            thread.join(10)
+        del error
+        gc.collect()
+
+
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore:docker-credential-nowhere")  # docker-py's, besides its error
+def test_a_credential_helper_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for when an image is built, and named."""
+    (tmp_path / "config.json").write_text('{"credsStore": "nowhere"}')
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    error = refused(lambda client: client.api.build(fileobj=io.BytesIO(), custom_context=True))
+    assert "docker-credential-nowhere not installed" in str(error)
+    assert "`credsStore`" in error.hint
 
 
 def test_an_explanation_has_one_line() -> None:

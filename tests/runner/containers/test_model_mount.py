@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wuwan_runner.containers import images, model_mount
+from wuwan_runner.containers import image_ids, images, model_mount
 from wuwan_runner.errors import WorkerUnavailableError
 from wuwan_runner.launchers.docker import DockerLauncher
 from wuwan_runner.options import WorkerSpec
@@ -91,8 +91,9 @@ def test_a_manifest_that_says_anything(add: Add, name: str) -> None:
     assert model_mount.label([found, add()]).split()[0] == f"model={found.fingerprint}"
 
 
-def test_workers_are_shared_by_what_the_model_is(add: Add) -> None:
+def test_workers_are_shared_by_what_the_model_is(add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was added anew under its old name, or is named by its path, has its own worker."""
+    monkeypatch.setattr(image_ids, "quickly", lambda names: ["" for _ in names])
 
     def key(name: str) -> str:
         return DockerLauncher().key(resolve(WorkerSpec(model=name)))

@@ -76,8 +76,14 @@ class FakeLauncher:
         self.workers: list[FakeHandle] = []
         self._before = before
 
-    def key(self, wanted: ResolvedSpec) -> str:
+    def key(
+        self,
+        wanted: ResolvedSpec,
+        timeout: float = 0.0,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
         """See `Launcher.key`."""
+        del timeout, notify
         return address.key(self.name, {"model": wanted.spec.model})
 
     def placement(self, wanted: ResolvedSpec, timeouts: Timeouts) -> Placement:
