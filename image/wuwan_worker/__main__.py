@@ -11,7 +11,9 @@ can queue at it while the model loads:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import importlib
 import logging
 import math
 import os
@@ -213,6 +215,17 @@ def _load(
         gc.enable()
 
 
+def _import_what_writes(model: bundle.Bundle, arguments: argparse.Namespace) -> None:
+    """Import torch while that is allowed; nothing of a stranger's is here yet.
+
+    Its libraries write temporary files and run a compiler, to find other libraries.
+    """
+    name = arguments.backend
+    if (model.backend_on(arguments.device) if name == "auto" else name) == "torch":
+        with contextlib.suppress(ImportError):  # `_load` says what is missing
+            importlib.import_module("wuwan_worker.backends.torch.backend")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker until its life is over; the exit code."""
     arguments = _arguments(argv)
@@ -266,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.drain())
     keeper = _keeper(arguments)
+    _import_what_writes(model, arguments)
     # What a thread has given up is inherited by those that it starts, and by no others: so here.
     sandbox.enter(gpu=arguments.device == "cuda")
     loader = threading.Thread(
