@@ -99,11 +99,14 @@ def header(data: bytes) -> Header:
         place += 2 + max(2, length)
     if frame is None or marker != _SOS:
         raise ItemError(ErrorCode.TRUNCATED, "the image has no frame or no scan")
-    if (scans := _scans(data, place)) > MOST_SCANS:
+    kind, precision, height, width, components = frame
+    # A decoder ends with the first scan if that has all components, as in most photos: counting
+    # would cost them 0.2 ms, a tenth of what they cost in all.
+    only = kind not in _PROGRESSIVE and data[place + 4 : place + 5] == bytes((components,))
+    if not only and (scans := _scans(data, place)) > MOST_SCANS:
         raise ItemError(
             ErrorCode.UNSUPPORTED, f"a JPEG of {scans} scans is not supported (up to {MOST_SCANS})"
         )
-    kind, precision, height, width, components = frame
     return Header(
         (width, height),
         components,
