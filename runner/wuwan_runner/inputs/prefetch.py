@@ -119,12 +119,11 @@ class Prefetch:
         with self._changed:
             now = time.monotonic()
             limits = [since + self._timeout for _, since in self._opening.values()]
-            reading = self._reading is not None
             if self._short_of_threads():
                 limits.append(
                     max((since for _, since in self._opening.values()), default=now) + SLOW
                 )
-            elif len(self._opening) + self._idle + reading < len(self._threads):
+            elif self._waiting() + self._idle < len(self._threads):
                 limits.append(now + SLOW)  # one is on its way from here to there
             if self._reading is not None and now < self._reading + SLOW:
                 limits.append(self._reading + SLOW)
@@ -138,7 +137,7 @@ class Prefetch:
             recent = time.monotonic() - SLOW
             if self._reading is not None and self._reading > recent:
                 return True
-            free = len(self._opening) + (self._reading is not None) < len(self._threads)
+            free = self._waiting() < len(self._threads)
             return (free and self._has_work()) or any(
                 since > recent for _, since in self._opening.values()
             )
@@ -212,8 +211,12 @@ class Prefetch:
 
     def _short_of_threads(self) -> bool:
         """Whether all threads wait for something, and one more would have something to do."""
-        waiting = len(self._opening) + (self._reading is not None) == len(self._threads)
+        waiting = self._waiting() == len(self._threads)
         return waiting and len(self._threads) < MAX_THREADS and self._has_work()
+
+    def _waiting(self) -> int:
+        """How many threads wait for a file or the source."""
+        return len(self._opening) + (self._reading is not None)
 
     def _set_to_work(self) -> None:
         if self._closed or not self._has_work():
